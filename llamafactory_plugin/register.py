@@ -1,0 +1,96 @@
+"""The only file that assigns into LLaMA-Factory's modules.
+
+Three lasting patches, each applied right after the module's own code ran (`_boot`):
+
+* `hparams.parser`: the argument class, so that `-h`, flags and YAML know `stage: grpo` and the `grpo_*` keys;
+* `train.tuner`: `_training_function`, so that the stage is dispatched;
+* `extras.constants`: `TRAINING_STAGES`, so that LLaMA Board lists it.
+
+A patch never raises into LLaMA-Factory: its failure is remembered and told when somebody asks for `stage: grpo`.
+`swapped` is for the patches that hold only while `run_grpo` loads its data.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+_APPLIED = "applied"
+_status: dict[str, str] = {}
+
+
+def status() -> dict[str, str]:
+    """Patch name -> `"applied"`, or why it failed. A patch is missing while its module is not imported."""
+    return dict(_status)
+
+
+def failures() -> dict[str, str]:
+    """The patches that failed, with their reasons."""
+    return {name: reason for name, reason in _status.items() if reason != _APPLIED}
+
+
+def apply(patch_name: str, module: ModuleType) -> None:
+    """Run one patch on `module`; a failure is remembered in `status()` and never raised."""
+    try:
+        _PATCHES[patch_name](module)
+        _status[patch_name] = _APPLIED
+    except Exception as error:
+        _status[patch_name] = f"{type(error).__name__}: {error}"
+
+
+def patch_parser(parser: ModuleType) -> None:
+    """Put the extended argument class where the original stands, in every list of the parser and for pickling."""
+    from llamafactory_plugin.arguments import GRPOArguments, extend
+
+    base = parser.FinetuningArguments
+    if issubclass(base, GRPOArguments):
+        return  # a reloaded parser imports the class that an earlier patch put there
+    lists = [value for value in vars(parser).values() if isinstance(value, list) and base in value]
+    if not lists:
+        raise LookupError("llamafactory.hparams.parser has no list of argument classes with FinetuningArguments")
+    extended = extend(base)
+    for classes in lists:
+        classes[classes.index(base)] = extended
+    # Instances pickle by reference to this module path; every later `from ..hparams import` must meet one class.
+    for module in (parser, sys.modules[base.__module__], sys.modules[parser.__name__.rpartition(".")[0]]):
+        vars(module)["FinetuningArguments"] = extended
+
+
+def patch_tuner(tuner: ModuleType) -> None:
+    """Wrap the stage dispatch; every other stage reaches LLaMA-Factory's own function."""
+    original = tuner._training_function
+
+    @functools.wraps(original)
+    def _training_function(config: dict[str, Any]) -> None:
+        from llamafactory_plugin.dispatch import training_function
+
+        return training_function(tuner, original, config)
+
+    vars(tuner)["_training_function"] = _training_function
+
+
+def patch_constants(constants: ModuleType) -> None:
+    """Add the stage to the choices of LLaMA Board."""
+    constants.TRAINING_STAGES["GRPO"] = "grpo"
+
+
+_PATCHES: dict[str, Callable[[ModuleType], None]] = {
+    "patch_parser": patch_parser,
+    "patch_tuner": patch_tuner,
+    "patch_constants": patch_constants,
+}
+
+
+@contextmanager
+def swapped(module: ModuleType, **replacements: Any) -> Iterator[None]:
+    """Replace functions of a LLaMA-Factory module inside a `with` block, and put the originals back."""
+    originals = {name: getattr(module, name) for name in replacements}
+    vars(module).update(replacements)
+    try:
+        yield
+    finally:
+        vars(module).update(originals)

@@ -1,0 +1,108 @@
+"""`compose`: a composite out of plain data, and in a real `GRPOTrainer.train()`."""
+
+import pickle
+
+import pytest
+import yaml
+
+from trl_grpo_ext import config_kwargs, import_trl, prepare_model
+from trl_grpo_ext.rewards.composition import Linear, compose
+
+YAML = """
+rewards:
+  - {reward: tidy, name: format, weight: 0.5, schedule: {kind: linear, start: 1.0, end: 0.0}}
+  - {reward: exact_match, name: correctness, normalisation: rank, missing: omit}
+gates:
+  - {component: format, opens: correctness}
+total: standardise
+name: mixed
+"""
+
+
+def tidy(completions, **kwargs):
+    return [float(" " not in completion) for completion in completions]
+
+
+def test_yaml_form():
+    reward = compose(yaml.safe_load(YAML), known={"tidy": tidy})
+    assert reward.__name__ == "mixed"
+    assert reward.weights == {"format": 0.5, "correctness": 1.0}
+    assert reward.schedules["format"] == Linear(1.0, 0.0)
+    rewards = reward(completions=["7", "7 ", "1", "2"], prompts=["p"] * 4, solution=["7"] * 4)
+    assert rewards[0] > rewards[2] == rewards[3] > rewards[1]
+    assert pickle.loads(pickle.dumps(reward)).weights == reward.weights
+
+
+def test_names_files_and_callables(tmp_path):
+    (tmp_path / "r.py").write_text("def long(completions, **kwargs):\n    return [len(c) for c in completions]\n")
+    reward = compose({"rewards": ["r.py:long", {"reward": tidy}]}, search_directory=tmp_path)
+    assert reward(completions=["abc", "a c"]) == [4.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward": []}, "compose: unknown key 'reward', did you mean 'rewards'"),
+        ({"rewards": "tidy"}, "rewards must be a list, not 'tidy'"),
+        ({"rewards": ["exact_mach"]}, "Unknown reward 'exact_mach', did you mean 'exact_match'"),
+        ({"rewards": ["tiddy"]}, "Unknown reward 'tiddy', did you mean 'tidy'"),
+        ({"rewards": [{"name": "a"}]}, r"rewards\[0\]: the key 'reward' is missing"),
+        ({"rewards": [{"reward": "tidy", "wieght": 1}]}, r"rewards\[0\]: unknown key 'wieght', did you mean 'weight'"),
+        ({"rewards": ["tidy", "tidy"]}, r"rewards\[1\]: the name 'tidy' is taken"),
+        ({"gates": [{"component": "tidy", "open": "x"}]}, r"gates\[0\]: unknown key 'open', did you mean 'opens'"),
+        ({"gates": [{"component": "tydy", "opens": ["tidy"]}]}, "'tydy' is not a component, did you mean 'tidy'"),
+    ],
+)
+def test_errors_name_the_place_and_the_way_out(change, message):
+    with pytest.raises(ValueError, match=message):
+        compose({"rewards": ["tidy"], **change}, known={"tidy": tidy})
+
+
+def test_config_must_be_a_mapping():
+    with pytest.raises(ValueError, match="compose must be a mapping"):
+        compose(["tidy"])
+
+
+def test_trains_and_shows_the_weights_of_each_step(tiny_model, tiny_tokenizer, tmp_path):
+    from datasets import Dataset
+
+    trl = import_trl()
+    reward = compose({**yaml.safe_load(YAML), "group_size": 4}, known={"tidy": tidy})
+    config = trl.GRPOConfig(
+        **config_kwargs(
+            output_dir=str(tmp_path),
+            max_steps=4,
+            learning_rate=1e-2,
+            per_device_train_batch_size=32,
+            num_generations=4,
+            max_completion_length=2,
+            use_cpu=True,
+            bf16=False,
+            save_strategy="no",
+            logging_steps=1,
+            report_to=[],
+            disable_tqdm=True,
+        )
+    )
+    weights, shown = [], {}
+
+    def watched(completions, log_metric=None, **kwargs):
+        rewards = reward(completions, log_metric=log_metric, **kwargs)
+        weights.append(reward.last_metrics["mixed/format/weight"])
+        shown["logged"] = log_metric is not None
+        return rewards
+
+    before = tiny_model.lm_head.weight.detach().clone()
+    trainer = trl.GRPOTrainer(
+        model=prepare_model(tiny_model),
+        reward_funcs=[watched],
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": "say ", "solution": "7"}] * 32),
+        processing_class=tiny_tokenizer,
+    )
+    trainer.train()
+    assert weights == pytest.approx([0.5, 0.375, 0.25, 0.125])
+    assert not tiny_model.lm_head.weight.equal(before)
+    if shown["logged"]:
+        logs = [entry for entry in trainer.state.log_history if "mixed/format/weight" in entry]
+        assert [entry["mixed/format/weight"] for entry in logs] == pytest.approx(weights)

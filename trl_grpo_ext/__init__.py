@@ -1,0 +1,72 @@
+"""Extensions for TRL's GRPOTrainer.
+
+Importing this package imports neither torch nor TRL: every public name is loaded when it is first used (PEP 562).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trl_grpo_ext._compat import config_kwargs, grpo_config_fields, import_trl, prepare_model
+    from trl_grpo_ext.rewards import (
+        REWARDS,
+        apply_reward_control,
+        check_reward_columns,
+        exact_match,
+        gsm8k_number,
+        preference_overlap,
+        resolve_reward_funcs,
+    )
+    from trl_grpo_ext.rewards.skips import ExcludeSkipped, correct_skipped_rows, exclude_skipped, total_rewards
+
+__version__ = "0.1.0"
+
+_COMPAT = "trl_grpo_ext._compat"
+_REWARDS = "trl_grpo_ext.rewards"
+_SKIPS = "trl_grpo_ext.rewards.skips"
+_HOME = {
+    "ExcludeSkipped": _SKIPS,
+    "REWARDS": _REWARDS,
+    "apply_reward_control": _REWARDS,
+    "check_reward_columns": _REWARDS,
+    "config_kwargs": _COMPAT,
+    "correct_skipped_rows": _SKIPS,
+    "exact_match": _REWARDS,
+    "exclude_skipped": _SKIPS,
+    "grpo_config_fields": _COMPAT,
+    "gsm8k_number": _REWARDS,
+    "import_trl": _COMPAT,
+    "preference_overlap": _REWARDS,
+    "prepare_model": _COMPAT,
+    "resolve_reward_funcs": _REWARDS,
+    "total_rewards": _SKIPS,
+}
+
+__all__ = [
+    "REWARDS",
+    "ExcludeSkipped",
+    "__version__",
+    "apply_reward_control",
+    "check_reward_columns",
+    "config_kwargs",
+    "correct_skipped_rows",
+    "exact_match",
+    "exclude_skipped",
+    "grpo_config_fields",
+    "gsm8k_number",
+    "import_trl",
+    "preference_overlap",
+    "prepare_model",
+    "resolve_reward_funcs",
+    "total_rewards",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,112 @@
+"""Everything that differs between TRL and transformers versions. No other module looks at a version.
+
+Supported: TRL 0.24 (LLaMA-Factory 0.9.5) to 1.16. Importing this module imports neither TRL nor torch.
+"""
+
+from dataclasses import fields
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any, TypeVar
+
+from trl_grpo_ext._suggest import did_you_mean
+
+Model = TypeVar("Model")
+
+_PASSED_BY_EVERY_TRL = frozenset({"prompts", "completions", "completion_ids", "trainer_state"})
+_PASSED_SINCE_TRL_1 = frozenset({"log_extra", "log_metric"})
+# Passed by TRL >= 0.29, and only when the trainer has an `environment_factory`.
+_PASSED_WITH_ENVIRONMENTS = frozenset({"environments"})
+
+
+def trl_version() -> tuple[int, int]:
+    """Return (major, minor) of the installed TRL, read from its metadata without importing it.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: TRL is not installed.
+    """
+    major, minor = version("trl").split(".")[:2]
+    return int(major), int(minor)
+
+
+def reward_keywords() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the keywords other than dataset columns with which the installed TRL calls a reward function.
+
+    Returns:
+        The keywords of every call, and those that some calls have besides (`environments`, TRL >= 0.29).
+        TRL >= 1.0 adds `log_extra` and `log_metric` to every call.
+    """
+    installed = trl_version()
+    always = _PASSED_BY_EVERY_TRL | (_PASSED_SINCE_TRL_1 if installed >= (1, 0) else frozenset())
+    return always, _PASSED_WITH_ENVIRONMENTS if installed >= (0, 29) else frozenset()
+
+
+def skipped_rows_count_as_zero() -> bool:
+    """Whether the installed TRL takes a row whose rewards are all None for one with reward 0 (TRL < 1.6)."""
+    return trl_version() < (1, 6)
+
+
+def _repair_availability_flags(import_utils: ModuleType) -> None:
+    """Replace `(False, "N/A")` by `False` in TRL's module-level availability flags.
+
+    A subclass of tuple with its own `__bool__`, which LLaMA-Factory puts there, is already right and is left alone.
+    """
+    for name, value in list(vars(import_utils).items()):
+        if name.endswith("_available") and type(value) is tuple:
+            setattr(import_utils, name, bool(value[0]))
+
+
+def import_trl() -> ModuleType:
+    """Import TRL so that its trainers import, and return the module.
+
+    Needed for TRL 0.24 with transformers >= 5: there `_is_package_available` returns a tuple, TRL 0.24 takes it for a
+    bool, believes every optional package to be installed, and `from trl import GRPOTrainer` ends in
+    "No module named 'mergekit'". The flags that TRL derived from it are corrected in TRL's own module; transformers is
+    not changed, so LLaMA-Factory's patch of the same function may come before, after, or not at all. Calling it again,
+    or after a plain `import trl`, is safe. With other versions it only imports TRL.
+
+    Raises:
+        ImportError: TRL is not installed.
+    """
+    _repair_availability_flags(import_module("trl.import_utils"))
+    return import_module("trl")
+
+
+def prepare_model(model: Model) -> Model:
+    """Give a loaded model the attribute `warnings_issued`, and return the same model.
+
+    Needed for TRL 0.24 to 0.27 with transformers >= 5.1: those trainers write to `model.warnings_issued`, which
+    transformers dropped. A model that has the attribute is returned as it is.
+
+    Raises:
+        TypeError: `model` is a name or path: the trainer would load it itself, where it can't be prepared.
+    """
+    if isinstance(model, str):
+        raise TypeError(
+            f"prepare_model: model must be a loaded model, not the name {model!r}; load it first with "
+            "transformers.AutoModelForCausalLM.from_pretrained(...)."
+        )
+    if not hasattr(model, "warnings_issued"):
+        model.warnings_issued = {}  # type: ignore[attr-defined]
+    return model
+
+
+def grpo_config_fields() -> frozenset[str]:
+    """Return the names that the installed TRL's `GRPOConfig(...)` accepts. They differ between versions."""
+    return frozenset(field.name for field in fields(import_trl().GRPOConfig) if field.init)
+
+
+def config_kwargs(**kwargs: Any) -> dict[str, Any]:
+    """Return `kwargs` unchanged if the installed TRL's `GRPOConfig` accepts every name in it.
+
+    Raises:
+        ValueError: an unknown name; the message gives the nearest known one and the TRL version.
+    """
+    known = grpo_config_fields()
+    for name in kwargs:
+        if name not in known:
+            raise ValueError(
+                f"GRPOConfig of TRL {version('trl')} has no field {name!r}{did_you_mean(name, sorted(known)) or '.'} "
+                "Remove it, or install a TRL version that has it."
+            )
+    return kwargs

@@ -1,0 +1,165 @@
+"""POST of JSON with a deadline per attempt and bounded retries. Standard library only."""
+
+import http.client
+import json
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+MAX_RESPONSE_BYTES = 64 * 2**20
+MAX_WAIT = 60.0
+# Worth another attempt: the server is busy, restarting, or behind a proxy that is.
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class ServiceError(RuntimeError):
+    """The service did not answer, answered with an error status, or answered something that is not JSON.
+
+    Attributes:
+        transient: whether another attempt may succeed.
+    """
+
+    def __init__(self, message: str, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where and how to POST.
+
+    Args:
+        url: an http or https URL. Redirects are not followed and proxies not used.
+        timeout: seconds for one attempt, from the connection to the last byte of the answer; 30 by default.
+        retries: further attempts after a connection error, a timeout, or status 408, 425, 429, 500, 502, 503 or 504;
+            3 by default. Other statuses are final.
+        backoff: seconds to wait before the first retry, doubled each time, with up to half of it added at random, and
+            at most 60; 0.5 by default.
+        headers: further request headers.
+        token_variable: the environment variable with a token, sent as `Authorization: Bearer <token>`. It is read at
+            each call, and so is not in a pickle of the reward.
+
+    Raises:
+        ValueError: not such a URL, `timeout` not above 0, `retries` or `backoff` below 0.
+    """
+
+    url: str
+    timeout: float = 30.0
+    retries: int = 3
+    backoff: float = 0.5
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    token_variable: str | None = None
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"url must be http://... or https://..., not {self.url!r}.")
+        if not self.timeout > 0:
+            raise ValueError(f"timeout must be above 0 seconds, not {self.timeout!r}.")
+        if self.retries < 0 or self.backoff < 0:
+            raise ValueError(f"retries and backoff must be 0 or more, not {self.retries!r} and {self.backoff!r}.")
+
+    def post(self, payload: Any) -> Any:
+        """POST `payload` as JSON and return the decoded answer.
+
+        Raises:
+            ServiceError: no attempt succeeded; the message has the URL, the last cause and the number of attempts.
+            TypeError, ValueError: `payload` can't be written as JSON.
+        """
+        body = json.dumps(payload, allow_nan=False).encode()
+        for attempt in range(self.retries + 1):
+            try:
+                return _decoded(self.url, *_exchange(self, body))
+            except ServiceError as error:
+                if not error.transient or attempt == self.retries:
+                    raise ServiceError(f"{error} (attempt {attempt + 1} of {self.retries + 1})") from error
+                time.sleep(min(self.backoff * 2**attempt * random.Random().uniform(1.0, 1.5), MAX_WAIT))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _request_headers(service: Service) -> dict[str, str]:
+    headers = {"Content-Type": "application/json", "Accept": "application/json", **service.headers}
+    if service.token_variable is None:
+        return headers
+    token = os.environ.get(service.token_variable)
+    if not token:
+        raise ServiceError(
+            f"the environment variable {service.token_variable!r} for the token of {service.url} is unset"
+        )
+    return headers | {"Authorization": f"Bearer {token}"}
+
+
+def _connection(parts: SplitResult, timeout: float) -> http.client.HTTPConnection:
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(parts.hostname or "", parts.port, timeout=timeout)
+
+
+@contextmanager
+def _deadline(sock: socket.socket, seconds: float) -> Iterator[threading.Event]:
+    """Shut the socket when the time is up: its own timeout starts anew with every byte that arrives."""
+    passed = threading.Event()
+
+    def shut() -> None:
+        passed.set()
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(seconds, 0.0), shut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield passed
+    finally:
+        timer.cancel()
+
+
+def _answer(service: Service, connection: http.client.HTTPConnection, body: bytes) -> tuple[int, bytes]:
+    """Send the request and read status and body within the deadline."""
+    parts, start = urlsplit(service.url), time.monotonic()
+    headers = _request_headers(service)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    connection.connect()
+    # The connection forgets its socket when the server announces that it will close it; the deadline must not.
+    with _deadline(connection.sock, service.timeout - (time.monotonic() - start)) as passed:
+        try:
+            connection.request("POST", target, body, headers)
+            response = connection.getresponse()
+            answer = response.status, response.read(MAX_RESPONSE_BYTES + 1)
+        except (OSError, http.client.HTTPException) as error:
+            raise TimeoutError if passed.is_set() else error from error
+        # A body without a length, cut off by the deadline, reads as a shorter one.
+        if passed.is_set():
+            raise TimeoutError
+        return answer
+
+
+def _exchange(service: Service, body: bytes) -> tuple[int, bytes]:
+    """Make one attempt; every failure of the connection is a transient `ServiceError`."""
+    connection = _connection(urlsplit(service.url), service.timeout)
+    try:
+        return _answer(service, connection, body)
+    except TimeoutError as error:
+        raise ServiceError(f"{service.url}: no answer within {service.timeout} s", transient=True) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ServiceError(f"{service.url}: {type(error).__name__}: {error}", transient=True) from error
+    finally:
+        connection.close()
+
+
+def _decoded(url: str, status: int, body: bytes) -> Any:
+    start = body[:200].decode("utf-8", errors="replace")
+    if not 200 <= status < 300:
+        raise ServiceError(f"{url}: status {status}: {start!r}", transient=status in _TRANSIENT)
+    if len(body) > MAX_RESPONSE_BYTES:
+        raise ServiceError(f"{url}: the answer has more than {MAX_RESPONSE_BYTES} bytes")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ServiceError(f"{url}: the answer is not JSON: {start!r}") from error
