@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,7 @@ def training_function(tuner: ModuleType, original: Callable[[dict[str, Any]], No
 
     run = parse_run(tuner, config["args"])
     run_grpo(run, callbacks=[*config["callbacks"], *llamafactory_callbacks(tuner, run)])
-    _destroy_process_group()
+    _leave_process_group()
 
 
 def is_grpo(explicit: dict[str, Any]) -> bool:
@@ -111,8 +112,15 @@ def _check_environment() -> None:
         raise UsageError("USE_RAY: stage grpo does not run in LLaMA-Factory's Ray mode; use FORCE_TORCHRUN=1 instead.")
 
 
-def _destroy_process_group() -> None:
+def _leave_process_group() -> None:
+    """Destroy the process group, and collect what still holds it.
+
+    The trainer is freed by the garbage collector only (it is part of reference cycles), and its DDP reducer keeps
+    gloo's threads alive: a rank that ends before they are joined now and then dies of SIGABRT ("terminate called
+    without an active exception"), and torchrun reports a finished run as failed.
+    """
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()

@@ -32,6 +32,15 @@ def test_the_command_line_of_the_mission(workspace: Workspace) -> None:
     assert len(workspace.completions()) == 32
 
 
+# Put on PYTHONPATH as sitecustomize.py: each rank prints the names of the threads it still has when it ends.
+THREADS_AT_EXIT = """
+import atexit, os
+if "LOCAL_RANK" in os.environ:
+    tasks = "/proc/self/task"
+    atexit.register(lambda: print("threads at exit:", *(open(f"{tasks}/{task}/comm").read().strip() for task in os.listdir(tasks))))
+"""
+
+
 def test_yaml_two_ranks_and_a_reward_file_beside_the_yaml(workspace: Workspace) -> None:
     """torchrun's children run LLaMA-Factory's launcher as a script: the hook must be there too."""
     configs = workspace.folder / "configs"
@@ -39,7 +48,12 @@ def test_yaml_two_ranks_and_a_reward_file_beside_the_yaml(workspace: Workspace) 
     (configs / "rewards.py").write_text(REWARD_FILE, encoding="utf-8")
     path = workspace.yaml(reward_funcs="rewards.py:vowels", grpo_group_size=8, finetuning_type="full")
     path = path.rename(configs / "run.yaml")
-    result = workspace.cli(path, "max_steps=3", "grpo_beta=0.05", FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+    (configs / "sitecustomize.py").write_text(THREADS_AT_EXIT, encoding="utf-8")
+    environment = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "PYTHONPATH": str(configs)}
+    result = workspace.cli(path, "max_steps=3", "grpo_beta=0.05", **environment)
+    threads = [line for line in result.stdout.splitlines() if line.startswith("threads at exit:")]
+    assert len(threads) == 2
+    assert not any("gloo" in line for line in threads), "a rank that ends with gloo's threads running may abort"
     assert "2 prompts x 8 completions per step; rewards: vowels" in result.stdout
     rows = workspace.completions()
     assert [row["step"] for row in rows] == [1] * 16 + [2] * 16 + [3] * 16
