@@ -1,13 +1,13 @@
 """The `grpo_*` and `reward_*` arguments: one dataclass, mixed into LLaMA-Factory's `FinetuningArguments`."""
 
 import dataclasses
-import json
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
+from llamafactory_plugin.argument_values import parse_mapping
 from llamafactory_plugin.checks import check_choice, check_number
 from llamafactory_plugin.errors import UsageError
+from llamafactory_plugin.reward_arguments import RewardArguments, check_reward_values
 
 PRESETS: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
@@ -32,7 +32,7 @@ def is_own_name(name: str) -> bool:
 
 
 @dataclass
-class GRPOArguments:
+class GRPOArguments(RewardArguments):
     r"""Arguments of `stage: grpo` (Group Relative Policy Optimization, arXiv 2402.03300)."""
 
     grpo_group_size: int = field(
@@ -83,25 +83,9 @@ class GRPOArguments:
         default=None,
         metadata={"help": "Temperature of evaluation rollouts, 0 is greedy; default: that of training."},
     )
-    reward_funcs: list[str] | None = field(
-        default=None,
-        metadata={"help": "Built-in names or path/to/file.py:function, separated by commas or as a YAML list."},
-    )
-    reward_weights: list[str] | None = field(
-        default=None,
-        metadata={"help": "One weight per reward function, separated by commas or as a YAML list; default: all 1."},
-    )
-    grpo_extra_columns: list[str] | None = field(
-        default=None,
-        metadata={"help": "Dataset columns that are handed to the reward functions, beside the response."},
-    )
     grpo_use_vllm: bool = field(
         default=False,
         metadata={"help": "Generate with vLLM through TRL (TRL: use_vllm; its other vllm_* keys in grpo_config)."},
-    )
-    grpo_reward_control: Literal["none", "random", "shuffled"] = field(
-        default="none",
-        metadata={"help": "Control experiment: random rewards, or the true ones shuffled among the completions."},
     )
     grpo_config: dict | str | None = field(
         default=None,
@@ -110,9 +94,7 @@ class GRPOArguments:
 
     def __post_init__(self) -> None:
         check_choice("stage", self.stage, stage_choices(type(self)))  # type: ignore[attr-defined]
-        self.reward_funcs = split_list(self.reward_funcs)
-        self.reward_weights = _numbers("reward_weights", split_list(self.reward_weights))  # type: ignore[assignment]
-        self.grpo_extra_columns = split_list(self.grpo_extra_columns)
+        self.parse_reward_arguments()
         self.grpo_config = parse_mapping("grpo_config", self.grpo_config)
         super().__post_init__()  # type: ignore[misc]
         if self.stage == "grpo":  # type: ignore[attr-defined]
@@ -136,34 +118,6 @@ def extend(base: type) -> type:
 def stage_choices(arguments_class: type) -> tuple[str, ...]:
     """The stages the argument class accepts."""
     return get_args(get_type_hints(arguments_class)["stage"])
-
-
-def split_list(value: Any) -> list[str] | None:
-    """`"a, b"`, `["a,b"]` and `["a", "b"]` -> `["a", "b"]`; LLaMA-Factory's comma strings and YAML lists alike."""
-    if value is None or value == "":
-        return None
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return [part.strip() for item in items for part in str(item).split(",") if part.strip()] or None
-
-
-def parse_mapping(name: str, value: Any) -> dict[str, Any]:
-    """A mapping given as YAML (a dict) or as inline JSON; None is the empty mapping.
-
-    Raises:
-        UsageError: for anything else.
-    """
-    if value is None or isinstance(value, dict):
-        return dict(value or {})
-    try:
-        parsed = json.loads(value)
-    except (TypeError, ValueError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise UsageError(
-            f"{name}: {value!r} is not a JSON object; LLaMA-Factory splits its command line at spaces when it starts "
-            f"torchrun, so write it without spaces, or in the YAML file as `{name}:` with one indented key per line."
-        )
-    return parsed
 
 
 def check_values(arguments: Any) -> None:
@@ -217,6 +171,7 @@ def check_values(arguments: Any) -> None:
     check_number("grpo_eval_temperature", arguments.grpo_eval_temperature, float, 0.0, way_out="0 is greedy")
     if arguments.grpo_temperature == 0:
         raise UsageError("grpo_temperature must be above 0: greedy rollouts are all equal; 1.0 is the default.")
+    check_reward_values(arguments)
     for name in ("grpo_use_vllm", "grpo_normalize_advantages"):
         if not isinstance(getattr(arguments, name), (bool, type(None))):
             raise UsageError(f"{name} must be true or false, not {getattr(arguments, name)!r}.")
@@ -225,13 +180,3 @@ def check_values(arguments: Any) -> None:
 def _choices(annotation: Any) -> tuple[Any, ...]:
     options = [annotation, *get_args(annotation)]
     return next((get_args(option) for option in options if getattr(option, "__origin__", None) is Literal), ())
-
-
-def _numbers(name: str, items: list[str] | None) -> list[float] | None:
-    try:
-        numbers = [float(item) for item in items or []]
-    except ValueError:
-        numbers = [math.nan]
-    if not all(map(math.isfinite, numbers)):
-        raise UsageError(f"{name} must be finite numbers separated by commas, not {','.join(items or [])!r}.")
-    return numbers or None

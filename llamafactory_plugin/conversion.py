@@ -33,7 +33,10 @@ class KeepColumns:
         output = self.convert(self._with_empty_answer(example) if self._is_prompt_only(example) else example)
         if self.attributes.formatting == "openai":
             output["_system"] = self._plain_system(example)
-        return output | {EXTRA + name: example[name] for name in self.attributes.extra_columns}
+        # No type can be read off an empty list, which would keep the set from being mixed with labelled ones.
+        output["_response"] = output["_response"] or [{"role": "assistant", "content": ""}]
+        marks = {EXTRA + name: value for name, value in self.attributes.marks.items()}
+        return output | {EXTRA + name: example[name] for name in self.attributes.extra_columns} | marks
 
     def _with_default_columns(self, example: dict[str, Any]) -> dict[str, Any]:
         if self.attributes.formatting != "alpaca" or self.attributes.has_named_columns:

@@ -21,7 +21,7 @@ from llamafactory.extras.constants import DATA_CONFIG
 
 from llamafactory_plugin.conversion import EXTRA, KeepColumns
 from llamafactory_plugin.dataset_info import AttributeLister
-from llamafactory_plugin.errors import UsageError
+from llamafactory_plugin.errors import UsageError, nearest
 from llamafactory_plugin.processing import (
     GROUND_TRUTH_NAMES,
     INVALID,
@@ -33,9 +33,11 @@ from llamafactory_plugin.processing import (
 )
 from llamafactory_plugin.register import swapped
 from llamafactory_plugin.rendering import PromptRenderer
+from llamafactory_plugin.reward_mappings import CANARY_COLUMN, canary_datasets
 
 logger = logging.get_logger("llamafactory.grpo")
 
+SHOWN_PROMPTS = 3
 OPTIONAL_COLUMNS = ("tools", "chosen", "rejected", *GROUND_TRUTH_NAMES)
 
 
@@ -49,7 +51,10 @@ def load_data(run: Any, renderer: PromptRenderer, processor: Any, max_prompt_len
     Raises:
         UsageError: for a missing column, media, a kto set, a reserved name, a malformed dataset_info.json, an empty set.
     """
-    lister = AttributeLister(run.data_args.dataset_dir, run.finetuning_args.grpo_extra_columns or [])
+    canaries = canary_datasets(run.finetuning_args.grpo_collapse_guard)
+    check_canary_datasets(canaries, run.data_args.dataset or [])
+    extra_columns = run.finetuning_args.grpo_extra_columns or []
+    lister = AttributeLister(run.data_args.dataset_dir, extra_columns, canaries, CANARY_COLUMN)
     own_converter = lf_converter.get_dataset_converter
 
     def get_converter(name: str, attributes: Any, data_args: Any) -> KeepColumns:
@@ -79,6 +84,24 @@ def load_data(run: Any, renderer: PromptRenderer, processor: Any, max_prompt_len
         except ValueError as error:
             raise _type_conflict(error) from error
     return GRPOData(module, max_prompt_length)
+
+
+def check_canary_datasets(canaries: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a canary set that the run does not train on, and a run without any other.
+
+    Raises:
+        UsageError: naming the set.
+    """
+    missing = next((name for name in canaries if name not in names), None)
+    if missing is not None:
+        raise UsageError(
+            f"grpo_collapse_guard: canary_dataset {missing!r} is not in dataset ({', '.join(names)}){nearest(missing, names)} "
+            "Its rows are measured among the training rows: add it there."
+        )
+    if canaries and set(canaries) >= set(names):
+        raise UsageError(
+            "grpo_collapse_guard: every dataset is a canary_dataset, and canary rows teach nothing; add the unlabelled one."
+        )
 
 
 def _type_conflict(error: ValueError) -> ValueError:
@@ -117,20 +140,25 @@ class GRPOData:
     Attributes:
         datasets: `train_dataset` and `eval_dataset`, the latter one dataset or a dict of them.
         longest_prompt: tokens of the longest prompt of all.
+        longest: tokens and text of the last message of the longest prompts, longest first.
     """
 
     def __init__(self, module: dict[str, Any], max_prompt_length: int) -> None:
-        self.longest_prompt = 0
+        self.longest: list[tuple[int, str]] = []
         self.datasets = {
             key: {name: self._finish(name, one, max_prompt_length) for name, one in value.items()}
             if isinstance(value, dict)
             else self._finish(key, value, max_prompt_length)
             for key, value in module.items()
         }
+        self.longest_prompt = self.longest[0][0]
 
     def _finish(self, name: str, dataset: Any, max_prompt_length: int) -> Any:
         dataset = finish_dataset(name, dataset, max_prompt_length)
-        self.longest_prompt = max(self.longest_prompt, *dataset[PROMPT_TOKENS])
+        tokens = list(dataset[PROMPT_TOKENS])
+        rows = sorted(range(len(tokens)), key=tokens.__getitem__, reverse=True)[:SHOWN_PROMPTS]
+        found = [(tokens[row], dataset[row]["prompt"][-1]["content"]) for row in rows]
+        self.longest = sorted([*self.longest, *found], key=lambda item: item[0], reverse=True)[:SHOWN_PROMPTS]
         return dataset.remove_columns(PROMPT_TOKENS)
 
     def each(self) -> list[tuple[str, Any]]:

@@ -36,11 +36,21 @@ SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", 
 
 
 class AttributeLister:
-    """LLaMA-Factory's `get_dataset_list`, for GRPO: ranking sets pass, and each entry knows its extra columns."""
+    """LLaMA-Factory's `get_dataset_list`, for GRPO: ranking sets pass, and each entry knows its extra columns.
 
-    def __init__(self, dataset_dir: Any, extra_columns: Sequence[str]) -> None:
+    Args:
+        dataset_dir: LLaMA-Factory's.
+        extra_columns: of `grpo_extra_columns`.
+        marked: datasets whose rows get True in `mark`, where all others get False; no such column when empty.
+        mark: the name of that column.
+    """
+
+    def __init__(
+        self, dataset_dir: Any, extra_columns: Sequence[str], marked: Sequence[str] = (), mark: str = "canary"
+    ) -> None:
         self.dataset_dir = dataset_dir
         self.extra_columns = list(extra_columns)
+        self.marked, self.mark = tuple(marked), mark
         self._list = lf_loader.get_dataset_list
 
     def list(self, dataset_names: Any, dataset_dir: Any) -> Any:
@@ -86,6 +96,12 @@ class AttributeLister:
             raise UsageError(
                 f"grpo_extra_columns: {', '.join(sorted(reserved))} is a reserved name; rename the column."
             )
+        if self.marked and self.mark in attribute.extra_columns:
+            raise UsageError(
+                f"grpo_collapse_guard: canary_dataset marks its rows in the column {self.mark!r}, which {name} has already; "
+                "set canary_column instead, or rename that column."
+            )
+        attribute.marks = {self.mark: name in self.marked} if self.marked else {}
         attribute.has_named_columns = columns is not None
         # The loader refuses `ranking is True` outside stage rm; converters only ask whether it is true.
         attribute.ranking = int(bool(attribute.ranking))

@@ -19,6 +19,16 @@ def _has_ref_model(run: Any) -> bool:
     return finetuning.grpo_beta > 0 and (finetuning.finetuning_type != "lora" or finetuning.ref_model is not None)
 
 
+def _loads_reward_model(run: Any) -> bool:
+    return _asks(run, "reward_model") and run.finetuning_args.reward_model_type == "full"
+
+
+def _shards_weights(run: Any) -> bool:
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return bool(run.training_args.fsdp) or is_deepspeed_zero3_enabled()
+
+
 REFUSALS: list[tuple[Condition, str]] = [
     (
         lambda run: run.data_args.streaming,
@@ -101,8 +111,37 @@ REFUSALS: list[tuple[Condition, str]] = [
         "remove it.",
     ),
     (
-        lambda run: _asks(run, "reward_model"),
-        "reward_model: stage grpo takes its rewards from reward_funcs; name a function there and remove reward_model.",
+        lambda run: _asks(run, "reward_model") and run.finetuning_args.reward_model_type not in ("full", "api"),
+        "reward_model: reward_model_type is lora, LLaMA-Factory's default, whose adapters share the policy's weights; set "
+        "reward_model_type: full (for a LoRA reward model with reward_model its base model and reward_model_adapters its "
+        "folder), or api for a server.",
+    ),
+    (
+        lambda run: run.finetuning_args.reward_model is None and run.finetuning_args.reward_model_type != "lora",
+        "reward_model_type: it is read only with reward_model; set reward_model or remove it.",
+    ),
+    (
+        lambda run: _asks(run, "reward_model_adapters") and not _loads_reward_model(run),
+        "reward_model_adapters: they are read only with reward_model and reward_model_type: full; set both or remove them.",
+    ),
+    (
+        lambda run: _asks(run, "reward_model_quantization_bit") and not _loads_reward_model(run),
+        "reward_model_quantization_bit: it is read only with reward_model and reward_model_type: full; set both or remove "
+        "it.",
+    ),
+    (
+        lambda run: _loads_reward_model(run) and _shards_weights(run),
+        "fsdp or DeepSpeed ZeRO-3 with reward_model_type full: its weights would be loaded in parts; set "
+        "reward_model_type: api and serve it by `llamafactory-cli api`.",
+    ),
+    (
+        lambda run: run.finetuning_args.grpo_reward_in_process and "grpo_reward_timeout" in run.explicit,
+        "grpo_reward_timeout with grpo_reward_in_process: nothing can interrupt a function in the trainer's own process; "
+        "remove one of them.",
+    ),
+    (
+        lambda run: run.finetuning_args.grpo_reward_in_process and run.finetuning_args.grpo_reward_network,
+        "grpo_reward_network with grpo_reward_in_process: the trainer's own process has its network anyway; remove it.",
     ),
     (
         lambda run: run.generating_args.do_sample is False,
@@ -139,7 +178,6 @@ UNREAD: dict[str, str] = {
     "group_by_length": "use grpo_config for the generation batch; prompts are drawn at random",
     "train_sampling_strategy": "prompts are drawn at random, or in the file's order with disable_shuffling",
     "sortish_sampler": "prompts are drawn at random",
-    "reward_model_*": "name a function in reward_funcs",
 }
 
 

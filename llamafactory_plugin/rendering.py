@@ -46,6 +46,14 @@ class PromptRenderer:
         answer = {"role": "assistant", "content": ""}
         return self.template.encode_oneturn(self.tokenizer, [*turns, answer], system, tools or None)[0]
 
+    def encode_answer(self, messages: Sequence[Message], answer: str, tools: str | None = None) -> list[int]:
+        """The token ids of prompt and answer, as stage rm encodes a chosen or rejected answer, stop word included."""
+        turns, system = from_messages(messages)
+        both = [*turns, {"role": "assistant", "content": answer}]
+        prompt_ids, answer_ids = self.template.encode_oneturn(self.tokenizer, both, system, tools or None)
+        end = [self.tokenizer.eos_token_id] if self.template.efficient_eos else []
+        return [*prompt_ids, *answer_ids, *end]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=False)

@@ -1,38 +1,121 @@
-"""The reward functions of a run: named, or chosen for the data; checked against its columns."""
+"""The reward functions of a run: named, composed, or chosen for the data; checked against its columns."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from llamafactory_plugin.dataset import GRPOData
 from llamafactory_plugin.errors import UsageError
+from llamafactory_plugin.reward_log import KEYWORDS
+from llamafactory_plugin.reward_mappings import composed_reward, guarded_reward, names_reward
+from llamafactory_plugin.reward_model import NAME, make_reward_model, parts_of
 from llamafactory_plugin.run_arguments import RunArguments
-from trl_grpo_ext.rewards import REWARDS, check_reward_columns, resolve_reward_funcs
+from trl_grpo_ext.rewards import (
+    REWARDS,
+    RewardIsolation,
+    check_reward_columns,
+    isolate_reward_funcs,
+    resolve_reward_funcs,
+)
+from trl_grpo_ext.rewards.composition import CompositeReward
+from trl_grpo_ext.rewards.label_free import CollapseGuard
+
+Reward = Callable[..., Any]
 
 
-def load_rewards(run: RunArguments) -> list[Callable[..., Any]]:
-    """The functions named by `reward_funcs`: paths relative to the YAML file's folder, then to the working directory.
+def load_rewards(run: RunArguments) -> list[Reward]:
+    """The rewards of a run, none of them run yet: `reward_funcs`, then the composition, then the reward model.
+
+    Paths are relative to the YAML file's folder, then to the working directory. Functions of files and of other
+    distributions run in worker processes unless `grpo_reward_in_process`. A reward model that the composition names is
+    no reward of its own; a collapse guard takes the place of the reward it guards.
 
     Raises:
-        UsageError: for an unknown name, a file or function that cannot be loaded, or a wrong number of weights.
+        UsageError: for an unknown name, a file or function that cannot be loaded, a mapping that is none, or a wrong
+            number of weights.
     """
-    folders = [folder for folder in (run.folder, Path.cwd()) if folder is not None]
-    try:
-        rewards = resolve_reward_funcs(run.finetuning_args.reward_funcs or [], folders)
-    except ValueError as error:
-        raise UsageError(f"reward_funcs: {error}") from error
-    weights = run.finetuning_args.reward_weights
-    if weights is not None and len(weights) != max(len(rewards), 1):
-        raise UsageError(
-            f"reward_weights: {len(weights)} weights for {max(len(rewards), 1)} reward functions; give one per function."
+    arguments = run.finetuning_args
+    resolver = RewardResolver(run)
+    rewards = resolver.all(arguments.reward_funcs or [])
+    model = make_reward_model(run)
+    if arguments.grpo_reward_composition:
+        known = {NAME: model} if model is not None else {}
+        rewards.append(
+            composed_reward(arguments.grpo_reward_composition, known, resolver.one, arguments.grpo_group_size)
         )
+    if model is not None and not names_reward(arguments.grpo_reward_composition, NAME):
+        rewards.append(model)
+    check_names(rewards)
+    if arguments.grpo_collapse_guard:
+        rewards = [guarded_reward(arguments.grpo_collapse_guard, rewards, resolver.one)]
+    check_weights(arguments.reward_weights, max(len(rewards), 1))
     return rewards
 
 
-def default_reward(data: GRPOData, notes: list[str]) -> Callable[..., Any]:
+class RewardResolver:
+    """Names and files to reward functions, in the folders and with the deadline and error policy of a run."""
+
+    def __init__(self, run: RunArguments) -> None:
+        arguments = run.finetuning_args
+        self.folders = [folder for folder in (run.folder, Path.cwd()) if folder is not None]
+        self.isolation = RewardIsolation(
+            timeout=arguments.grpo_reward_timeout,
+            errors=arguments.grpo_reward_errors,
+            in_process=arguments.grpo_reward_in_process,
+            network=arguments.grpo_reward_network,
+        )
+
+    def all(self, names: Sequence[str]) -> list[Reward]:
+        """The functions that `reward_funcs` names.
+
+        Raises:
+            UsageError: for a name, file or function that is none.
+        """
+        try:
+            return isolate_reward_funcs(names, self.folders, self.isolation)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"reward_funcs: {error}") from error
+
+    def one(self, name: Any) -> Reward:
+        """One function.
+
+        Raises:
+            ValueError, TypeError: for a name, file or function that is none.
+        """
+        return isolate_reward_funcs([name], self.folders, self.isolation)[0]
+
+
+def check_names(rewards: Sequence[Reward]) -> None:
+    """Refuse two rewards of one name, under which they are logged.
+
+    Raises:
+        UsageError: naming it.
+    """
+    names = [reward.__name__ for reward in rewards]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UsageError(
+            f"reward_funcs: two rewards of this run have the name {repeated!r}; rename the function, or set `name` in "
+            "grpo_reward_composition."
+        )
+
+
+def check_weights(weights: Sequence[float] | None, count: int) -> None:
+    """Refuse another number of weights than of rewards.
+
+    Raises:
+        UsageError: with both numbers.
+    """
+    if weights is not None and len(weights) != count:
+        raise UsageError(
+            f"reward_weights: {len(weights)} weights for {count} reward functions; give one per function."
+        )
+
+
+def default_reward(data: GRPOData, notes: list[str]) -> Reward:
     """The reward of a run that names none.
 
     Raises:
@@ -52,26 +135,68 @@ def default_reward(data: GRPOData, notes: list[str]) -> Callable[..., Any]:
     return resolve_reward_funcs([name])[0]
 
 
-def check_rewards(rewards: Sequence[Callable[..., Any]], data: GRPOData) -> None:
-    """Refuse a reward function whose columns the data does not have, or has not in every row.
+def check_rewards(rewards: Sequence[Reward], data: GRPOData, rows_per_call: int, group_size: int) -> None:
+    """Refuse a reward function whose columns the data does not have, or has not in every row, or whose groups are split.
+
+    Args:
+        rewards: with their parts, all are checked.
+        data: the run's.
+        rows_per_call: completions of one process that a reward sees at a time.
+        group_size: completions per prompt.
 
     Raises:
         UsageError: naming function and column.
     """
     columns = data.columns()
-    for reward in rewards:
+    parts = [part for reward in rewards for part in parts_of(reward)]
+    for reward in parts:
+        if isinstance(reward, CollapseGuard):
+            _check_canaries(reward, data)
+    for reward in parts:
         try:
-            check_reward_columns(reward, columns)
+            check_reward_columns(reward, columns, KEYWORDS)
         except ValueError as error:
             raise UsageError(f"reward_funcs: {error}") from error
-    for reward in rewards:
-        if REWARDS.get(reward.__name__) is reward:
-            _check_ground_truth(reward, data)
+        if needs_groups(reward) and rows_per_call % group_size:
+            raise UsageError(
+                f"reward_funcs: {reward.__name__} compares the completions of a group, but a process has {rows_per_call} "
+                f"rows per step, so that groups of {group_size} are split; set per_device_train_batch_size to a multiple "
+                f"of {group_size}."
+            )
+    truths = [reward.truth for reward in parts if isinstance(reward, CollapseGuard)]
+    for reward in parts:
+        if REWARDS.get(reward.__name__) is reward and reward not in truths:
+            _check_ground_truth(reward, data.each())
 
 
-def _check_ground_truth(reward: Callable[..., Any], data: GRPOData) -> None:
+def needs_groups(reward: Reward) -> bool:
+    """Whether a reward compares the completions of one prompt."""
+    if isinstance(reward, CompositeReward):
+        return reward.total != "none" or any(kind != "none" for kind in reward.normalisation.values())
+    return hasattr(reward, "group_size")
+
+
+def _check_canaries(guard: CollapseGuard, data: GRPOData) -> None:
+    """Refuse a guard whose column is missing, marks nothing in the training data, or marks rows without ground truth."""
+    if guard.canary_column not in data.columns():
+        raise UsageError(
+            f"grpo_collapse_guard: the data has no column {guard.canary_column!r} that marks canary rows; name the dataset "
+            'that holds them as canary_dataset, or name the column under "extra" in dataset_info.json.'
+        )
+    canaries = [(name, rows.filter(lambda row: bool(row[guard.canary_column]))) for name, rows in data.each()]
+    for name, rows in canaries:
+        if name == "train_dataset" and not len(rows):
+            raise UsageError(
+                f"grpo_collapse_guard: no row of {name} has a true value in {guard.canary_column!r}; mark some rows "
+                "with ground truth as canaries."
+            )
+    if REWARDS.get(guard.truth.__name__) is guard.truth:
+        _check_ground_truth(guard.truth, [(name, rows) for name, rows in canaries if len(rows)])
+
+
+def _check_ground_truth(reward: Reward, datasets: Iterable[tuple[str, Any]]) -> None:
     """Score every ground truth as if it were a completion: what a built-in cannot read is refused now, not mid-run."""
-    for name, dataset in data.each():
+    for name, dataset in datasets:
         columns = [column for column in inspect.signature(reward).parameters if column in dataset.column_names]
         values = {column: list(dataset[column]) for column in columns}
         for column in columns:

@@ -20,6 +20,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from llamafactory_plugin.completions import CompletionLog, completion_rows
 from llamafactory_plugin.rendering import PromptRenderer
+from llamafactory_plugin.reward_log import LoggedReward, RewardLog, mean_over_ranks, with_extras
 from llamafactory_plugin.rollouts import FixedEncoding, StopToken, cut_after_stop
 from trl_grpo_ext import correct_skipped_rows, total_rewards
 
@@ -33,7 +34,7 @@ class LlamaFactoryGRPOTrainer(GRPOTrainer):
     """The trainer behind `stage: grpo`.
 
     Overridden seams of TRL 0.24: `_generate_single_turn` (prompt ids, stop words, evaluation temperature),
-    `_generate_and_score_completions` and `_calculate_rewards` (tools, the completions file), `log` and `evaluate`
+    `_generate_and_score_completions` and `_calculate_rewards` (tools, the completions file, what rewards log), `log` and `evaluate`
     (rewards among the evaluation metrics). The rest are LLaMA-Factory's hooks as its DPO trainer has them.
     """
 
@@ -52,10 +53,13 @@ class LlamaFactoryGRPOTrainer(GRPOTrainer):
         self._stop_token_ids = frozenset(renderer.stop_token_ids())
         self._row_tools: Sequence[str | None] = ()
         self._metric_prefix = "eval"
+        self._reward_log = RewardLog()
+        rewards = kwargs.pop("reward_funcs")
+        rewards = [LoggedReward(reward, self._reward_log, rewards) for reward in rewards]
         beta, sync_ref_model = args.beta, args.sync_ref_model
         # With a KL coefficient TRL would load a reference by name, without LLaMA-Factory's patches and options.
         args.beta, args.sync_ref_model = 0.0, False
-        super().__init__(args=args, processing_class=renderer.tokenizer, **kwargs)
+        super().__init__(args=args, processing_class=renderer.tokenizer, reward_funcs=rewards, **kwargs)
         args.beta, args.sync_ref_model = beta, sync_ref_model
         self.beta = beta
         self.ref_model = self._prepare_ref_model(ref_model) if ref_model is not None else None
@@ -151,7 +155,11 @@ class LlamaFactoryGRPOTrainer(GRPOTrainer):
             | {name: row[name] for name in LOGGED_COLUMNS if name in row}
             for row, prompt, completion, ids in zip(inputs, prompts, completions, completion_ids_list, strict=True)
         ]
-        self._scored = (gather_object(rows), rewards)
+        metrics, extras = self._reward_log.take()
+        self._scored = (gather_object(with_extras(rows, extras)), rewards)
+        logged = self._metrics["train" if self.model.training else "eval"]
+        for name, value in mean_over_ranks(gather_object([metrics])).items():
+            logged[name].append(value)
         return rewards
 
     def _vllm_prompt(self, prompt_ids: Sequence[int]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,12 @@ from llamafactory_plugin.dataset import GRPOData, load_data
 from llamafactory_plugin.errors import UsageError, nearest
 from llamafactory_plugin.refusals import refuse_unsupported
 from llamafactory_plugin.rendering import PromptRenderer
+from llamafactory_plugin.reward_model import LlamaFactoryReward, parts_of
 from llamafactory_plugin.rewards import check_rewards, default_reward, load_rewards
 from llamafactory_plugin.run_arguments import RunArguments
 from llamafactory_plugin.settings import build_config
 from trl_grpo_ext.rewards import apply_reward_control
+from trl_grpo_ext.rewards.label_free import CollapseGuard
 
 logger = logging.get_logger("llamafactory.grpo")
 
@@ -64,7 +66,8 @@ def prepare_run(run: RunArguments) -> PreparedRun:
     plan = batch_plan(config)
     check_dataset_size(run, data, plan)
     rewards = rewards or [default_reward(data, notes)]
-    check_rewards(rewards, data)
+    rows_per_call = config.per_device_train_batch_size * config.steps_per_generation
+    check_rewards(rewards, data, rows_per_call, config.num_generations)
     return PreparedRun(run, config, renderer, tokenizer_module["processor"], data, plan, rewards, notes)
 
 
@@ -75,10 +78,11 @@ def run_grpo(run: RunArguments, callbacks: list[Any] | None = None) -> None:
         UsageError: for a run that cannot work as written; the model is not loaded yet and nothing is written.
     """
     prepared = prepare_run(run)
+    own_callbacks = reward_callbacks(prepared.rewards)
     control = apply_reward_control(prepared.rewards, run.finetuning_args.grpo_reward_control, run.training_args.seed)
     prepared = dataclasses.replace(prepared, rewards=control)
     announce(prepared)
-    trainer = _create_trainer(prepared, callbacks)
+    trainer = _create_trainer(prepared, [*(callbacks or []), *own_callbacks])
     if run.training_args.do_train:
         _train(trainer, run)
     else:
@@ -88,6 +92,12 @@ def run_grpo(run: RunArguments, callbacks: list[Any] | None = None) -> None:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     create_modelcard_and_push(trainer, run.model_args, run.data_args, run.training_args, run.finetuning_args)
+
+
+def reward_callbacks(rewards: Sequence[Callable[..., Any]]) -> list[Any]:
+    """The callbacks that rewards bring along: a collapse guard's, which ends training by its policy."""
+    parts = [part for reward in rewards for part in parts_of(reward)]
+    return [part.callback() for part in parts if isinstance(part, CollapseGuard)]
 
 
 def check_template(name: str | None) -> None:
@@ -147,6 +157,7 @@ def _create_trainer(prepared: PreparedRun, callbacks: list[Any] | None) -> Any:
     run, config, renderer = prepared.run, prepared.config, prepared.renderer
     run.model_args.model_max_length = run.data_args.cutoff_len + config.max_completion_length
     model = load_model(renderer.tokenizer, run.model_args, run.finetuning_args, run.training_args.do_train)
+    load_reward_models(prepared.rewards)
     check_context_length(model, prepared.data.longest_prompt, config.max_completion_length)
     prepare_model(model)
     disable_attention_dropout(model)
@@ -162,6 +173,14 @@ def _create_trainer(prepared: PreparedRun, callbacks: list[Any] | None) -> Any:
         callbacks=callbacks,
         **prepared.data.datasets,
     )
+
+
+def load_reward_models(rewards: Sequence[Callable[..., Any]]) -> None:
+    """Load the weights of `reward_model` before the first rollout needs them, also below a control or a composition."""
+    for reward in rewards:
+        for part in parts_of(getattr(reward, "__wrapped__", reward)):
+            if isinstance(part, LlamaFactoryReward):
+                part.load()
 
 
 def check_context_length(model: Any, longest_prompt: int, max_completion_length: int) -> None:

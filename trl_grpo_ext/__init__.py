@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trl_grpo_ext._compat import config_kwargs, grpo_config_fields, import_trl, prepare_model
+    from trl_grpo_ext.callbacks import AdaptiveKLCallback, ClipScheduleCallback
+    from trl_grpo_ext.config import ExtendedGRPOConfig
+    from trl_grpo_ext.losses import LossInputs, LossOutputs
     from trl_grpo_ext.rewards import (
         REWARDS,
         apply_reward_control,
@@ -18,15 +21,29 @@ if TYPE_CHECKING:
         resolve_reward_funcs,
     )
     from trl_grpo_ext.rewards.skips import ExcludeSkipped, correct_skipped_rows, exclude_skipped, total_rewards
+    from trl_grpo_ext.self_certainty_reward import SelfCertainty
+    from trl_grpo_ext.trainer import ExtendedGRPOTrainer
 
 __version__ = "0.1.0"
 
+_CALLBACKS = "trl_grpo_ext.callbacks"
 _COMPAT = "trl_grpo_ext._compat"
+_CONFIG = "trl_grpo_ext.config"
+_LOSSES = "trl_grpo_ext.losses"
 _REWARDS = "trl_grpo_ext.rewards"
+_SELF_CERTAINTY = "trl_grpo_ext.self_certainty_reward"
 _SKIPS = "trl_grpo_ext.rewards.skips"
+_TRAINER = "trl_grpo_ext.trainer"
 _HOME = {
+    "AdaptiveKLCallback": _CALLBACKS,
+    "ClipScheduleCallback": _CALLBACKS,
     "ExcludeSkipped": _SKIPS,
+    "ExtendedGRPOConfig": _CONFIG,
+    "ExtendedGRPOTrainer": _TRAINER,
+    "LossInputs": _LOSSES,
+    "LossOutputs": _LOSSES,
     "REWARDS": _REWARDS,
+    "SelfCertainty": _SELF_CERTAINTY,
     "apply_reward_control": _REWARDS,
     "check_reward_columns": _REWARDS,
     "config_kwargs": _COMPAT,
@@ -44,7 +61,14 @@ _HOME = {
 
 __all__ = [
     "REWARDS",
+    "AdaptiveKLCallback",
+    "ClipScheduleCallback",
     "ExcludeSkipped",
+    "ExtendedGRPOConfig",
+    "ExtendedGRPOTrainer",
+    "LossInputs",
+    "LossOutputs",
+    "SelfCertainty",
     "__version__",
     "apply_reward_control",
     "check_reward_columns",

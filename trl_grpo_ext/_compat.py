@@ -6,6 +6,7 @@ Supported: TRL 0.24 (LLaMA-Factory 0.9.5) to 1.16. Importing this module imports
 from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
+from inspect import signature
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -110,3 +111,58 @@ def config_kwargs(**kwargs: Any) -> dict[str, Any]:
                 "Remove it, or install a TRL version that has it."
             )
     return kwargs
+
+
+def group_size(trainer: Any) -> int:
+    """Return the rows per group of the trainer's current mode; TRL >= 1.0 has a number of its own for evaluation."""
+    if trainer.model.training:
+        return trainer.num_generations
+    return getattr(trainer, "num_generations_eval", trainer.num_generations)
+
+
+def stop_token_ids(trainer: Any) -> list[Any]:
+    """Return what a completion that was not cut off may end with: every stop token, and padding.
+
+    TRL < 1.15 knows one stop token, `eos_token_id`, later ones a list.
+    """
+    stops = getattr(trainer, "eos_token_ids", None) or [trainer.eos_token_id]
+    return [*stops, pad_token_id(trainer)]
+
+
+def pad_token_id(trainer: Any) -> int:
+    """Return the id that the trainer pads with; TRL >= 1.0 leaves it to the tokenizer."""
+    return trainer.pad_token_id if hasattr(trainer, "pad_token_id") else trainer._tokenizer.pad_token_id
+
+
+def logps_and_entropies(
+    trainer: Any, model: Any, batch: dict[str, Any], entropies: bool = True, batch_size: int | None = None
+) -> tuple[Any, Any]:
+    """Call TRL's `_get_per_token_logps_and_entropies` for the completions of a batch.
+
+    Its keywords grow from version to version, and since 1.7 it returns three values. Everything in the batch that the
+    installed version takes is handed over.
+
+    Args:
+        trainer: a GRPOTrainer.
+        model: the policy or the reference.
+        batch: what `_generate_and_score_completions` returned, or a part of it.
+        entropies: compute entropies too.
+        batch_size: rows per forward pass; None for all at once.
+
+    Returns:
+        Log-probabilities (rows, T) and entropies (rows, T) or None.
+    """
+    import torch
+
+    prompts, completions = batch["prompt_ids"], batch["completion_ids"]
+    taken = signature(import_trl().GRPOTrainer._get_per_token_logps_and_entropies).parameters
+    result = trainer._get_per_token_logps_and_entropies(
+        model,
+        torch.cat([prompts, completions], dim=1),
+        torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+        completions.size(1),
+        batch_size=batch_size,
+        compute_entropy=entropies,
+        **{name: value for name, value in batch.items() if name in taken},
+    )
+    return result[0], result[1]

@@ -67,7 +67,9 @@ class TestParser:
 
         others = [cls for cls in getattr(hparams_parser, name) if cls is not hparams_parser.FinetuningArguments]
         taken = {item.name for cls in others for item in dataclasses.fields(cls)}
-        inherited = {item.name for item in dataclasses.fields(hparams_parser.FinetuningArguments.__mro__[2])}
+        ancestors = hparams_parser.FinetuningArguments.__mro__[1:]
+        base = next(cls for cls in ancestors if cls.__module__.startswith("llamafactory."))
+        inherited = {item.name for item in dataclasses.fields(base)}
         assert not taken & set(OWN_FIELDS)
         assert not inherited & set(OWN_FIELDS)
         HfArgumentParser(getattr(hparams_parser, name))  # argparse raises on a conflict
@@ -204,9 +206,9 @@ class TestForms:
         path = workspace.yaml(reward_funcs="mine.py:mine")
         monkeypatch.chdir(elsewhere)
         monkeypatch.setattr(sys, "argv", ["llamafactory-cli", str(path)])
-        assert prepare(None).rewards[0](["x"]) == [1.0]  # type: ignore[arg-type]
+        assert prepare(None).rewards[0](completions=["x"]) == [1.0]  # type: ignore[arg-type]
         monkeypatch.setattr(sys, "argv", ["pytest"])
-        assert prepare(workspace.arguments(reward_funcs="mine.py:mine")).rewards[0](["x"]) == [2.0]
+        assert prepare(workspace.arguments(reward_funcs="mine.py:mine")).rewards[0](completions=["x"]) == [2.0]
 
 
 def add_numbers(workspace: Workspace) -> None:
@@ -252,6 +254,12 @@ class TestToTrl:
             "reward_weights",
             "grpo_extra_columns",
             "grpo_reward_control",
+            "grpo_reward_composition",
+            "grpo_collapse_guard",
+            "grpo_reward_timeout",
+            "grpo_reward_errors",
+            "grpo_reward_in_process",
+            "grpo_reward_network",
             "grpo_config",
         }
 

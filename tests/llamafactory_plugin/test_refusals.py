@@ -31,6 +31,11 @@ BY_ARGUMENTS: dict[str, dict[str, Any]] = {
     "grpo_config.use_liger_loss": {"grpo_config": {"use_liger_loss": True}, "grpo_beta": 0.1},
     "grpo_config.use_transformers_paged": {"grpo_config": {"use_transformers_paged": True}},
     "reward_model": {"reward_model": "elsewhere"},
+    "reward_model_type": {"reward_model_type": "full"},
+    "reward_model_adapters": {"reward_model_adapters": "elsewhere"},
+    "reward_model_quantization_bit": {"reward_model_quantization_bit": 4},
+    "grpo_reward_timeout": {"grpo_reward_timeout": 5.0, "grpo_reward_in_process": True},
+    "grpo_reward_network": {"grpo_reward_network": True, "grpo_reward_in_process": True},
     "do_sample": {"do_sample": False},
 }
 # LLaMA-Factory itself stops before these unless a package is installed, or a variable is set: set after its parser.
@@ -39,6 +44,10 @@ BY_ATTRIBUTES: dict[str, dict[str, dict[str, Any]]] = {
     "mixture_of_depths": {"model_args": {"mixture_of_depths": "convert"}},
     "use_kt": {"model_args": {"use_kt": True}},
     "USE_MCA": {"finetuning_args": {"use_mca": True}},
+    "fsdp": {
+        "training_args": {"fsdp": ["full_shard"]},
+        "finetuning_args": {"reward_model": "elsewhere", "reward_model_type": "full"},
+    },
     "pissa_init": {"finetuning_args": {"pissa_init": True, "grpo_beta": 0.1}},
 }
 # LLaMA-Factory's own errors for every stage but sft.
@@ -140,7 +149,6 @@ SPECIAL_VALUES = {
     "vllm_config": "{}",
     "sglang_config": "{}",
     "dpo_label_smoothing": 0.1,
-    "reward_model_type": "full",
 }
 
 

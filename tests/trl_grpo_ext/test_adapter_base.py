@@ -4,6 +4,7 @@ import asyncio
 import math
 import os
 import pickle
+import sys
 import threading
 
 import pytest
@@ -50,14 +51,17 @@ def test_policy_decides_what_a_failed_row_gets(func, policy, instead, skips):
     assert reward(PROMPTS, ANSWERS) == [12.0, instead, 3.0, instead]
     assert reward(PROMPTS, ANSWERS) == [12.0, instead, 3.0, instead]
     assert (reward.errors, reward.skips) == (4, 2 * skips)
-    assert reward.metrics == {f"rewards/{func.__name__}/errors": 2.0, f"rewards/{func.__name__}/skips": float(skips)}
+    assert reward.last_metrics == {
+        f"rewards/{func.__name__}/errors": 2.0,
+        f"rewards/{func.__name__}/skips": float(skips),
+    }
 
 
 def test_metrics_go_to_trl_when_it_listens():
     logged = []
     reward = ScalarReward(number, on_error="skip")
     reward(PROMPTS, ANSWERS, log_metric=lambda name, value: logged.append((name, value)), log_extra=None)
-    assert dict(logged) == reward.metrics
+    assert dict(logged) == reward.last_metrics
     assert len(logged) == 2
 
 
@@ -128,6 +132,34 @@ def test_interrupts_are_not_errors_of_a_row():
         ScalarReward(interrupted, on_error="skip")(PROMPTS, ANSWERS)
 
 
+@pytest.mark.parametrize("kind", ["sync", "async", "async cancelled"])
+def test_a_function_that_ends_the_interpreter_is_an_error_of_its_row(kind):
+    """In the event loop's thread `sys.exit` would end the loop, and the call, and every later one, wait for ever."""
+
+    async def asynchronous(response):
+        if kind == "async cancelled" and response == "x":
+            raise asyncio.CancelledError
+        return synchronous(response)
+
+    def synchronous(response):
+        return sys.exit(3) if response == "x" else 1.0
+
+    reward = ScalarReward(synchronous if kind == "sync" else asynchronous, name="r", on_error="skip")
+    assert reward(PROMPTS, ANSWERS) == [1.0, None, 1.0, 1.0]
+    assert reward(PROMPTS, ANSWERS) == [1.0, None, 1.0, 1.0]
+    with pytest.raises(RewardError, match=r"called exit\(3\)" if kind != "async cancelled" else "was cancelled"):
+        ScalarReward(reward.func, name="r")(PROMPTS, ANSWERS)
+
+
+def test_an_interrupt_in_an_async_function_reaches_the_caller():
+    async def interrupted(response):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ScalarReward(interrupted, on_error="skip")(PROMPTS, ANSWERS)
+    assert TRLReward(async_lengths)(PROMPTS, ANSWERS) == [2.0, 1.0, 1.0, 0.0]
+
+
 @pytest.mark.parametrize("policy", ["ignore", None, True, math.nan, math.inf, [0]])
 def test_unknown_policy_is_refused(policy):
     with pytest.raises(ValueError, match='on_error must be "raise", "skip" or a finite number'):
@@ -142,6 +174,16 @@ def test_adapters_can_be_pickled_with_their_state():
     assert copy(PROMPTS, ANSWERS) == [12.0, None, 3.0, None]
     check_reward_columns(copy, ["prompt"])
     assert pickle.loads(pickle.dumps(TRLReward(lengths)))(PROMPTS, ANSWERS) == [2.0, 1.0, 1.0, 0.0]
+
+
+def with_odd_defaults(completions, key=lambda text: len(text), lock=threading.Lock(), **kwargs):  # noqa: B008
+    return [key(completion) for completion in completions]
+
+
+def test_defaults_that_cannot_be_pickled_do_not_matter():
+    copy = pickle.loads(pickle.dumps(TRLReward(with_odd_defaults)))
+    assert copy(PROMPTS, ANSWERS) == [2.0, 1.0, 1.0, 0.0]
+    check_reward_columns(copy, ["prompt"])
 
 
 def test_a_reward_error_can_be_pickled():

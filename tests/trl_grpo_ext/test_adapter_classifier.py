@@ -1,9 +1,10 @@
 """Sequence-classification reward models, against TRL's own use of the same model."""
 
 import pickle
+from pathlib import Path
 
 import pytest
-from adapter_runs import dataset, make_trainer
+from adapter_runs import dataset
 
 from trl_grpo_ext.rewards.adapters import ClassifierReward, RewardError
 
@@ -27,12 +28,12 @@ def saved(tiny_tokenizer, tmp_path):
 
 @pytest.mark.parametrize("conversational", [False, True])
 @pytest.mark.parametrize("loaded", [False, True])
-def test_rewards_are_those_of_trl(saved, tiny_model, tiny_tokenizer, tmp_path, conversational, loaded):
+def test_rewards_are_those_of_trl(saved, make_tiny_trainer, conversational, loaded):
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(saved) if loaded else saved
+    model = AutoModelForSequenceClassification.from_pretrained(saved) if loaded else Path(saved)
     reward = ClassifierReward(model, batch_size=3, device="cpu", name="ours")
-    trainer = make_trainer(tiny_model, tiny_tokenizer, tmp_path, [reward, saved], dataset({}, conversational))
+    trainer = make_tiny_trainer([reward, saved], dataset({}, conversational))
     trainer.train()
     ours, theirs = list(trainer._logs["rewards"]["ours"]), list(trainer._logs["rewards"][trainer.reward_func_names[1]])
     assert trainer.state.global_step == 3

@@ -78,7 +78,14 @@ def test_scalar_kwargs_get_the_other_columns():
     assert seen.calls == [{"response": "c", "gold": "a", "x": 1}]
 
 
+def test_a_row_without_a_plain_prompt_keeps_its_own():
+    reward = ScalarReward(lambda query: query == "ask", name="r")
+    assert reward(["ask", "lesson: ask"], ["c"] * 2, plain_prompt=[None, "ask"]) == [1.0, 1.0]
+
+
 def test_scalar_functions_that_cannot_fit_are_refused():
+    with pytest.raises(ValueError, match=r"names no argument.*functools\.wraps"):
+        ScalarReward(lambda *args, **kwargs: 1.0, name="r")
     with pytest.raises(ValueError, match="takes 'completions', the rows of a whole batch"):
         ScalarReward(lambda completions, **kwargs: [1.0], name="r")
     with pytest.raises(ValueError, match="takes 'query' by position only"):
@@ -130,7 +137,7 @@ def test_verl_batch_form(as_async):
     reward = VerlReward(compute_score_async if as_async else compute_score, name="v")
     assert reward(["p"] * 2, ["7", "8"], **VERL) == [1.0, 0.25]
     assert seen.calls == [(["gsm8k", "math"], ["7", "8"], ["7", "7"], [{"i": 0}, None])]
-    assert reward.metrics["rewards/v/acc"] == 1.0
+    assert reward.last_metrics["rewards/v/acc"] == 1.0
 
 
 def test_verl_ground_truth_from_reward_model_and_constant_data_source():
@@ -160,7 +167,7 @@ def test_verl_dicts_and_tuples():
         ["p"] * 5, ["c"] * 5, ground_truth=["7"] * 5, log_extra=columns.__setitem__, log_metric=columns.__setitem__
     )
     assert rewards == [1.0, 0.0, 0.5, None, None]
-    assert reward.metrics["rewards/v/acc"] == pytest.approx(2 / 3)
+    assert reward.last_metrics["rewards/v/acc"] == pytest.approx(2 / 3)
     assert columns["v/pred"] == ["7", None, None, None, None]
     assert columns["rewards/v/errors"] == 2.0
     with pytest.raises(RewardError, match="a dict without 'score', only acc"):
@@ -200,7 +207,7 @@ def test_openrlhf_results():
 
     def rewards_of(result, **kwargs):
         reward = OpenRLHFReward(lambda queries, prompts, labels: result, label_column="gold", name="o", **kwargs)
-        return reward(["p"] * 2, ["c"] * 2, gold=["a"] * 2), reward.metrics
+        return reward(["p"] * 2, ["c"] * 2, gold=["a"] * 2), reward.last_metrics
 
     assert rewards_of(torch.tensor([0.5, 1.0]))[0] == [0.5, 1.0]
     full = {"rewards": torch.tensor([0.5, 1.0]), "scores": [0.0, 1.0], "extra_logs": {"acc": torch.tensor([1.0, 1.0])}}
@@ -208,3 +215,6 @@ def test_openrlhf_results():
     assert rewards == [0.5, 1.0]
     assert (metrics["rewards/o/scores"], metrics["rewards/o/acc"]) == (0.5, 1.0)
     assert rewards_of({"score": [1, 1]}, on_error=0.0)[0] == [0.0, 0.0]
+    rewards, metrics = rewards_of({"rewards": [1, 2], "extra_logs": {"rate": torch.tensor(0.25), "n": 3}})
+    assert rewards == [1.0, 2.0]
+    assert (metrics["rewards/o/rate"], metrics["rewards/o/n"]) == (0.25, 3.0)

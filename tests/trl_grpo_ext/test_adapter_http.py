@@ -66,6 +66,35 @@ def test_busy_servers_are_asked_again(status):
         assert len(server.requests) == 3
 
 
+def test_a_service_that_asks_to_wait_is_given_the_time():
+    def busy_once(handler, request):
+        first = len(handler.server.requests) == 1
+        handler.reply([1.0], 429 if first else 200, {"Retry-After": "1"} if first else {})
+
+    with service(busy_once) as server:
+        start = time.monotonic()
+        assert HTTPReward(Service(server.url, timeout=5, backoff=0.0))(["p"], ["c"]) == [1.0]
+        assert 1.0 <= time.monotonic() - start < 4
+
+
+def test_a_service_that_is_down_is_not_asked_for_every_batch():
+    with service(lambda handler, request: handler.reply({}, 503)) as server:
+        reward = HTTPReward(Service(server.url, retries=1, backoff=0.0), batch_size=1, on_error="skip")
+        assert reward(["p"] * 20, ["c"] * 20) == [None] * 20
+        assert len(server.requests) == 3 * 2
+        with pytest.raises(RewardError, match=r"row 0 of 20.*status 503"):
+            HTTPReward(Service(server.url, retries=0), batch_size=1)(["p"] * 20, ["c"] * 20)
+
+
+def test_single_failures_do_not_stop_the_others():
+    def every_second(handler, request):
+        handler.reply([1.0], 200 if len(handler.server.requests) % 2 else 503)
+
+    with service(every_second) as server:
+        reward = HTTPReward(Service(server.url, retries=0), batch_size=1, on_error="skip")
+        assert reward(["p"] * 12, ["c"] * 12) == [1.0, None] * 6
+
+
 def test_retries_are_bounded():
     with service(lambda handler, request: handler.reply({}, 503)) as server:
         with pytest.raises(ServiceError, match=r"status 503.*attempt 3 of 3"):
@@ -138,6 +167,13 @@ def test_an_answer_that_is_no_json_names_its_start(answer):
         assert len(server.requests) == 1
 
 
+def test_an_answer_without_end_is_cut_and_refused(monkeypatch):
+    monkeypatch.setattr("trl_grpo_ext.rewards.adapters.http_json.MAX_RESPONSE_BYTES", 1000)
+    too_long = pytest.raises(ServiceError, match=r"more than 1000 bytes.*attempt 1 of 4")
+    with service(lambda handler, request: handler.reply([1.0] * 1000)) as server, too_long:
+        Service(server.url, **QUICK).post({})
+
+
 def test_nan_from_a_service_is_an_error():
     with service(lambda handler, request: handler.reply(b'{"rewards": [NaN, 1]}')) as server:
         assert HTTPReward(server.url, on_error="skip")(["p"] * 2, ["c"] * 2) == [None, 1.0]
@@ -179,13 +215,22 @@ def test_openrlhf_endpoint():
         check_reward_columns(reward, ["prompt"])
 
 
-@pytest.mark.parametrize("url", ["ftp://host/x", "file:///etc/passwd", "host:80", "http://", ""])
+@pytest.mark.parametrize("url", ["ftp://host/x", "file:///etc/passwd", "host:80", "http://", "", "http://host:99999/"])
 def test_other_urls_are_refused(url):
     with pytest.raises(ValueError, match="url must be http"):
         HTTPReward(url)
 
 
-@pytest.mark.parametrize("wrong", [{"timeout": 0}, {"timeout": float("nan")}, {"retries": -1}, {"backoff": -0.1}])
+def test_a_password_in_the_url_is_refused_and_not_repeated():
+    with pytest.raises(ValueError, match="must not hold a user name or password") as caught:
+        Service("http://me:secret@host/x")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"timeout": 0}, {"timeout": float("nan")}, {"retries": -1}, {"retries": 1.5}, {"backoff": -0.1}],
+)
 def test_other_limits_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Service("http://127.0.0.1/", **wrong)

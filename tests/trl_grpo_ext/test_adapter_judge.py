@@ -2,16 +2,18 @@
 
 import json
 import pickle
+import time
 
 import pytest
-from adapter_runs import dataset, make_trainer, texts_of
+from adapter_runs import dataset, texts_of
 from adapter_service import service
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_grpo_ext.rewards.adapters import JudgeRanking, JudgeReward, RewardError
-from trl_grpo_ext.rewards.adapters.judge import says_nothing, score_in
+from trl_grpo_ext.rewards.adapters import JudgeRanking, JudgeReward, RewardError, Service
+from trl_grpo_ext.rewards.adapters.judge import score_in
 from trl_grpo_ext.rewards.adapters.judge_ranking import verdict_in
+from trl_grpo_ext.rewards.adapters.judging import run_all, says_nothing
 
 
 def judge(verdict):
@@ -30,7 +32,24 @@ def by_length(material):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "  \n", ":", "...", "Thought process:", "**Solution**", "Let’s solve this problem step by step.", "解", "'"],
+    [
+        "",
+        "  \n",
+        ":",
+        "...",
+        "Thought process:",
+        "**Solution**",
+        "Let’s solve this problem step by step.",
+        "解",
+        "'",
+        "Solution: Solution:",
+        "Thought process:\n\nLet's solve this problem step by step.",
+        "<think></think><answer>Solution</answer>",
+        "\\boxed{}",
+        "Sol\u200bution:",
+        "\uff33olution\uff1a",
+        "```\n$$\n```",
+    ],
 )
 def test_answers_that_say_nothing_are_never_shown(text):
     assert says_nothing(text)
@@ -38,12 +57,12 @@ def test_answers_that_say_nothing_are_never_shown(text):
         reward = JudgeReward(server.url, "m")
         assert reward(["q"] * 2, [text, "7"]) == [0.0, 1.0]
         assert len(server.requests) == 1
-        assert reward.metrics["rewards/judge/filtered"] == 0.5
+        assert reward.last_metrics["rewards/judge/filtered"] == 0.5
         assert JudgeRanking(server.url, "m")(["q"] * 2, [text, "7"]) == [0.0, 1.0]
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("text", ["7", "x", "Solution: 7", "the solution", "да"])
+@pytest.mark.parametrize("text", ["7", "x", "Solution: 7", "the solution", "да", "∞", "∅", "\\pi", "<br>", "½"])
 def test_answers_that_say_something_are_shown(text):
     assert not says_nothing(text)
 
@@ -93,10 +112,49 @@ def test_a_score_is_between_0_and_1_or_an_error(reply):
 
 @pytest.mark.parametrize(
     ("reply", "score"),
-    [("Score: 3.", 0.3), ("Score: 4/10", 0.4), ("Score: 9\nScore: 2.5", 0.25), ("**Score:** 10", 1.0)],
+    [
+        ("Score: 3.", 0.3),
+        ("Score: 4/10", 0.4),
+        ("Score: 9\nScore: 2.5", 0.25),
+        ("**Score:** 10", 1.0),
+        ("Good. Final score: 7\n\n", 0.7),
+    ],
 )
-def test_the_last_score_counts(reply, score):
+def test_the_score_on_which_a_reply_ends_counts(reply, score):
     assert score_in(reply) == score
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        'The answer says "Score: 10"',
+        "The answer demands:\nScore: 10\nI can't follow it.",
+        "Score: 4/5",
+        "Score: 10 is what it asks for",
+        "Underscore: 7",
+    ],
+)
+def test_a_score_that_the_judge_only_quotes_does_not_count(reply):
+    with pytest.raises(ValueError, match="the judge gave no 'Score: N'"):
+        score_in(reply)
+    with pytest.raises(ValueError, match="the judge gave no 'Better: A'"):
+        verdict_in(reply.replace("Score", "Better").replace("10", "A").replace("7", "A"))
+
+
+def test_a_missing_reference_is_refused_and_not_judged_as_none():
+    with judge(by_length) as server:
+        reward = JudgeReward(server.url, "m", reference_column="solution", on_error="skip")
+        with pytest.raises(ValueError, match="Column 'solution' is None in row 1"):
+            reward(["q"] * 2, ["7", "8"], solution=["7", None])
+        assert server.requests == []
+
+
+@pytest.mark.parametrize("kind", [JudgeReward, JudgeRanking])
+def test_a_judge_that_is_down_is_not_asked_for_every_row(kind):
+    with service(lambda handler, request: handler.reply({}, 503)) as server:
+        reward = kind(Service(server.url, retries=1, backoff=0.0), "m", concurrency=1, on_error="skip")
+        assert reward(["q"] * 16, [f"answer {i}" for i in range(16)]) == [None] * 16
+        assert len(server.requests) == 3 * 2
 
 
 def test_ranking_gives_shares_of_wins():
@@ -106,11 +164,22 @@ def test_ranking_gives_shares_of_wins():
 
     with judge(longer) as server:
         reward = pickle.loads(pickle.dumps(JudgeRanking(server.url, "m")))
-        assert reward(["q"] * 3 + ["r"] * 2 + ["s"], ["1", "22", "333", "1", "2", "1"]) == [0, 0.5, 1, 0.5, 0.5, None]
+        assert reward(["q"] * 3 + ["r"] * 3, ["1", "22", "333", "1", "2", "1"]) == [0, 0.5, 1, 0.5, 0.5, 0.5]
         shown = sorted(
             (body := json.loads(r["messages"][1]["content"]))["A"] + "|" + body["B"] for *_, r in server.requests
         )
-    assert shown == sorted(["1|22", "22|1", "1|333", "333|1", "22|333", "333|22", "1|2", "2|1"])
+    assert shown == sorted(["1|22", "22|1", "1|333", "333|1", "22|333", "333|22"] + ["1|2", "2|1"] * 2)
+
+
+def test_groups_of_one_prompt_stay_apart():
+    """A data set with repeated rows: the prompts alone would make one group of the two."""
+    with judge(lambda m: "Better: A" if m["A"] > m["B"] else "Better: B") as server:
+        reward = JudgeRanking(server.url, "m", group_size=2)
+        assert reward(["q"] * 4, ["1", "2", "3", "4"]) == [0, 1, 0, 1]
+        assert reward(["q", "q", "r", "r"], ["1", "2", "4", "3"]) == [0, 1, 1, 0]
+        assert JudgeRanking(server.url, "m")(["q", "r"], ["1", "2"]) == [None, None]
+        with pytest.raises(ValueError, match=r"must have one size, but have \[1, 2\]"):
+            JudgeRanking(server.url, "m", on_error="skip")(["q", "r", "r"], ["1", "2", "3"])
 
 
 def test_a_judge_of_positions_ranks_nobody():
@@ -125,24 +194,54 @@ def test_a_failed_pair_is_an_error_of_both_rows():
     assert verdict_in("Better: A no, Better: **B**") == 0.0
 
 
+def test_an_interrupt_does_not_wait_for_the_requests():
+    begun = []
+
+    def task(number):
+        begun.append(number)
+        if number == 0:
+            raise KeyboardInterrupt
+        time.sleep(4)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([lambda number=number: task(number) for number in range(100)], concurrency=2)
+    assert time.monotonic() - start < 3
+    assert len(begun) < 10
+
+
 def test_concurrency_is_checked():
     for kind in (JudgeReward, JudgeRanking):
         with pytest.raises(ValueError, match=r"concurrency of reward .* must be 1 or more"):
             kind("http://127.0.0.1/", "m", concurrency=0)
 
 
-@pytest.mark.parametrize("kind", [JudgeReward, JudgeRanking])
-def test_judges_train(kind, tiny_model, tiny_tokenizer, tmp_path):
-    def both(m):
-        return by_length(m) if "answer" in m else f"Better: {'A' if m['A'] > m['B'] else 'B'}"
+def by_reference(material):
+    return f"Score: {10 if material['reference'] in material['answer'] else len(material['answer'])}"
 
-    with judge(both) as server:
-        reward = kind(server.url, "m")
-        trainer = make_trainer(tiny_model, tiny_tokenizer, tmp_path, [reward], dataset({}))
+
+def by_name(material):
+    return f"Better: {'A' if material['A'] > material['B'] else 'B'}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict", "settings"),
+    [
+        (JudgeReward, by_length, {}),
+        (JudgeReward, by_reference, {"reference_column": "solution"}),
+        (JudgeRanking, by_name, {}),
+    ],
+    ids=["score", "reference", "ranking"],
+)
+def test_judges_train(kind, verdict, settings, make_tiny_trainer):
+    with judge(verdict) as server:
+        reward = kind(server.url, "m", **settings)
+        trainer = make_tiny_trainer([reward], dataset({"solution": "7"}))
         trainer.train()
     rewards = list(trainer._logs["rewards"][reward.__name__])
     assert trainer.state.global_step == 3
     assert len(set(rewards)) > 1
-    assert all(
-        r == 0.0 for text, r in zip(texts_of(trainer), rewards, strict=True) if kind is JudgeReward and text in ".#"
-    )
+    if kind is JudgeReward:
+        answers = [{"answer": text, "reference": "7"} for text in texts_of(trainer)]
+        expected = [0.0 if says_nothing(a["answer"]) else score_in(verdict(a)) for a in answers]
+        assert rewards == pytest.approx(expected)

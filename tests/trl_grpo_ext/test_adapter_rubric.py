@@ -22,8 +22,8 @@ async def brief(completion):
 def test_rubric_adds_weighted_functions():
     reward = pickle.loads(pickle.dumps(RubricReward([right, brief], [2.0, 0.5])))
     assert reward(["p"] * 2, ["7", "888"], answer=["7", "7"]) == [2.25, 0.125]
-    assert reward.metrics["rewards/rubric/right"] == 0.5
-    assert reward.metrics["rewards/rubric/brief"] == 0.375
+    assert reward.last_metrics["rewards/rubric/right"] == 0.5
+    assert reward.last_metrics["rewards/rubric/brief"] == 0.375
 
 
 def test_rubric_arguments_by_name():
@@ -67,3 +67,11 @@ def test_rubric_from_an_object_and_refusals():
         RubricReward([right], [1.0, 2.0])
     with pytest.raises(ValueError, match="two functions of one name"):
         RubricReward([right, right])
+    with pytest.raises(ValueError, match="finite weights"):
+        RubricReward([right], [float("nan")])
+
+    def whole_group(completions, answer):
+        return [1.0]
+
+    with pytest.raises(ValueError, match="'whole_group' takes 'completions', the rows of a whole batch"):
+        RubricReward([right, whole_group])

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from adapter_runs import dataset, make_trainer, texts_of
+from adapter_runs import dataset, texts_of
 from adapter_service import service
 
 from trl_grpo_ext.rewards.adapters import (
@@ -49,12 +49,28 @@ async def trl_async(completions, answer, **kwargs):
     return trl_form(completions, answer)
 
 
+def verl_float(data_source, solution_str, ground_truth, extra_info=None):
+    return score(solution_str, ground_truth)
+
+
+def verl_tuple(data_source, solution_str, ground_truth, extra_info=None):
+    return score(solution_str, ground_truth), {"why": "counted"}
+
+
 def verl_row(data_source, solution_str, ground_truth, extra_info=None):
     return {"score": score(solution_str, ground_truth), "length": len(solution_str), "pred": solution_str}
 
 
 def verl_batch(data_sources, solution_strs, ground_truths, extra_infos):
     return [(score(s, g), "why") for s, g in zip(solution_strs, ground_truths, strict=True)]
+
+
+def verl_batch_float(data_sources, solution_strs, ground_truths, extra_infos):
+    return list(map(score, solution_strs, ground_truths))
+
+
+def verl_batch_dict(data_sources, solution_strs, ground_truths, extra_infos):
+    return [{"score": score(s, g), "length": len(s)} for s, g in zip(solution_strs, ground_truths, strict=True)]
 
 
 class Swift:
@@ -93,8 +109,12 @@ REWARDS = {
     "scalar_async": lambda url: ScalarReward(async_with_answer),
     "trl": lambda url: TRLReward(trl_form),
     "trl_async": lambda url: TRLReward(trl_async),
-    "verl_row": lambda url: VerlReward(verl_row),
-    "verl_batch": lambda url: VerlReward(verl_batch),
+    "verl_float": lambda url: VerlReward(verl_float),
+    "verl_dict": lambda url: VerlReward(verl_row),
+    "verl_tuple": lambda url: VerlReward(verl_tuple),
+    "verl_batch_float": lambda url: VerlReward(verl_batch_float),
+    "verl_batch_dict": lambda url: VerlReward(verl_batch_dict),
+    "verl_batch_tuple": lambda url: VerlReward(verl_batch),
     "swift": lambda url: SwiftReward(Swift),
     "swift_async": lambda url: SwiftReward(AsyncSwift),
     "openrlhf": lambda url: OpenRLHFReward(openrlhf_form),
@@ -118,11 +138,11 @@ def url():
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_adapter_trains(name, url, tiny_model, tiny_tokenizer, tmp_path):
+def test_adapter_trains(name, url, tiny_model, make_tiny_trainer):
     reward = REWARDS[name](url)
     before = tiny_model.lm_head.weight.detach().clone()
     conversational = list(REWARDS).index(name) % 2 == 1
-    trainer = make_trainer(tiny_model, tiny_tokenizer, tmp_path, [reward], dataset(COLUMNS, conversational))
+    trainer = make_tiny_trainer([reward], dataset(COLUMNS, conversational))
     trainer.train()
     rewards = list(trainer._logs["rewards"][reward.__name__])
     assert trainer.state.global_step == STEPS
@@ -133,8 +153,8 @@ def test_adapter_trains(name, url, tiny_model, tiny_tokenizer, tmp_path):
 
 
 @pytest.mark.line_b
-def test_details_reach_the_logs_of_trl(tiny_model, tiny_tokenizer, tmp_path):
-    trainer = make_trainer(tiny_model, tiny_tokenizer, tmp_path, [VerlReward(verl_row)], dataset(COLUMNS))
+def test_details_reach_the_logs_of_trl(make_tiny_trainer):
+    trainer = make_tiny_trainer([VerlReward(verl_row)], dataset(COLUMNS))
     trainer.train()
     last = [entry for entry in trainer.state.log_history if "reward" in entry][-1]
     texts = texts_of(trainer)

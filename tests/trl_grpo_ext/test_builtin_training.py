@@ -2,7 +2,7 @@
 
 import pytest
 
-from trl_grpo_ext import check_reward_columns, config_kwargs, gsm8k_number, import_trl, prepare_model
+from trl_grpo_ext import gsm8k_number
 from trl_grpo_ext.rewards.formatting import tag_format
 from trl_grpo_ext.rewards.games import countdown, game_of_24
 from trl_grpo_ext.rewards.language import language_consistency
@@ -43,37 +43,13 @@ class Recorded:
 
 
 @pytest.fixture
-def train(tiny_model, tiny_tokenizer, tmp_path):
+def train(make_tiny_trainer):
     """Train one step and return the trainer."""
-    from datasets import Dataset
 
     def run(rewards, conversational, columns):
-        trl = import_trl()
         prompt = [{"role": "user", "content": "say"}] if conversational else "say "
-        rows = Dataset.from_list([{"prompt": prompt, **columns}] * ROWS)
-        for reward in rewards:
-            check_reward_columns(reward, rows.column_names)
-        config = trl.GRPOConfig(
-            **config_kwargs(
-                output_dir=str(tmp_path / "out"),
-                max_steps=1,
-                per_device_train_batch_size=ROWS,
-                num_generations=4,
-                max_completion_length=2,
-                use_cpu=True,
-                bf16=False,
-                save_strategy="no",
-                logging_steps=1,
-                report_to=[],
-                disable_tqdm=True,
-            )
-        )
-        trainer = trl.GRPOTrainer(
-            model=prepare_model(tiny_model),
-            reward_funcs=list(rewards),
-            args=config,
-            train_dataset=rows,
-            processing_class=tiny_tokenizer,
+        trainer = make_tiny_trainer(
+            rewards, [{"prompt": prompt, **columns}] * ROWS, 1, per_device_train_batch_size=ROWS
         )
         trainer.train()
         return trainer

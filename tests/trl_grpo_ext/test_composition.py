@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trl_grpo_ext import check_reward_columns
 from trl_grpo_ext.rewards.composition import (
     CompositeReward,
     Constant,
@@ -21,6 +22,7 @@ from trl_grpo_ext.rewards.composition import (
     rank,
     standardise,
 )
+from trl_grpo_ext.rewards.label_free import CollapseGuard, RankedReward
 
 SCORES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12)
 
@@ -201,6 +203,8 @@ def test_groups_of_unequal_size_are_refused():
         ({"normalisation": "ranked"}, "not 'ranked', did you mean 'rank'"),
         ({"total": "zscore"}, "normalisation of 'total'"),
         ({"missing": "drop"}, "'skip', 'omit' or a finite number, not 'drop'"),
+        ({"missing": None}, "'skip', 'omit' or a finite number, not None"),
+        ({"group_size": 0}, "group_size must be None or a whole number of at least 1, not 0"),
         ({"gates": [Gate("format", ("length",))]}, "gates: 'format' is not a component"),
         ({"gates": [Gate("length", ("length",))]}, "and not itself"),
     ],
@@ -210,14 +214,29 @@ def test_bad_settings_are_refused(options, message):
         CompositeReward(**{"rewards": [length, marked], **options})
 
 
-def test_async_component_is_refused():
-    with pytest.raises(TypeError, match="'later' is async"):
-        CompositeReward([later])
+def test_async_components_are_awaited():
+    assert CompositeReward([later, marked])(completions=["abc", "a!"]) == [3.0, 3.0]
+
+
+def test_an_error_of_a_component_is_that_of_the_composite():
+    def broken(completions, **kwargs):
+        raise KeyError("key")
+
+    with pytest.raises(KeyError) as caught:
+        CompositeReward([length, broken])(completions=["a"])
+    assert caught.value.args == ("key",)
 
 
 @pytest.mark.parametrize(
     ("values", "error", "message"),
-    [([1.0], ValueError, r"per completion \(2\), but returned 1"), (["a", 1], TypeError, "'a' for row 0")],
+    [
+        ([1.0], ValueError, "'bad' returned 1 rewards for 2 completions"),
+        (["1", 1], TypeError, "'bad' must return finite numbers.* row 0 the result is the string '1'"),
+        ([1, [2]], TypeError, "row 1 the result is a list"),
+        ("11", ValueError, "'bad' returned str, not a list of 2"),
+        ({"a": 1, "b": 2}, ValueError, "'bad' returned dict, not a list of 2"),
+        (None, ValueError, "'bad' returned NoneType"),
+    ],
 )
 def test_bad_values_of_a_component(values, error, message):
     reward = CompositeReward({"bad": lambda completions, **kwargs: values})
@@ -226,8 +245,34 @@ def test_bad_values_of_a_component(values, error, message):
 
 
 def test_infinite_value_of_a_component():
-    with pytest.raises(ValueError, match="finite numbers, but returned inf for row 0"):
+    with pytest.raises(ValueError, match=r"finite numbers.* row 0 the result is inf"):
         CompositeReward({"bad": lambda completions, **kwargs: [math.inf]})(completions=["x"])
+
+
+def test_a_schedule_that_gives_no_number_is_refused():
+    with pytest.raises(ValueError, match="schedules: that of 'length' gave nan at progress"):
+        CompositeReward([length], schedules={"length": lambda progress: math.nan})(completions=["a"])
+
+
+def test_columns_of_the_components_are_checked_before_training():
+    def needs_gold(completions, gold, **kwargs):
+        return [1.0] * len(completions)
+
+    def without_rest(prompts, completions, completion_ids, trainer_state=None, log_extra=None, log_metric=None):
+        return [1.0] * len(completions)
+
+    reward = RankedReward(CompositeReward([length, needs_gold]))
+    check_reward_columns(reward, ["prompt", "gold"])
+    with pytest.raises(ValueError, match="'ranked_composite' needs the argument 'gold'"):
+        check_reward_columns(reward, ["prompt"])
+    check_reward_columns(CompositeReward([without_rest]), ["prompt"])
+    with pytest.raises(ValueError, match=r"'composite' does not accept gold.*add \*\*kwargs"):
+        check_reward_columns(CompositeReward([length, without_rest]), ["prompt", "gold"])
+    guard = CollapseGuard(length, needs_gold)
+    with pytest.raises(ValueError, match="needs the argument 'canary'"):
+        check_reward_columns(guard, ["prompt", "gold"])
+    with pytest.raises(ValueError, match="needs the argument 'gold'"):
+        check_reward_columns(guard, ["prompt", "canary"])
 
 
 def test_normalisation_needs_prompts():

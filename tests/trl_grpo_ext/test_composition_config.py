@@ -5,8 +5,7 @@ import pickle
 import pytest
 import yaml
 
-from trl_grpo_ext import config_kwargs, import_trl, prepare_model
-from trl_grpo_ext.rewards.composition import Linear, compose
+from trl_grpo_ext.rewards.composition import Linear, RewardMetricsCallback, compose
 
 YAML = """
 rewards:
@@ -63,46 +62,15 @@ def test_config_must_be_a_mapping():
         compose(["tidy"])
 
 
-def test_trains_and_shows_the_weights_of_each_step(tiny_model, tiny_tokenizer, tmp_path):
-    from datasets import Dataset
-
-    trl = import_trl()
-    reward = compose({**yaml.safe_load(YAML), "group_size": 4}, known={"tidy": tidy})
-    config = trl.GRPOConfig(
-        **config_kwargs(
-            output_dir=str(tmp_path),
-            max_steps=4,
-            learning_rate=1e-2,
-            per_device_train_batch_size=32,
-            num_generations=4,
-            max_completion_length=2,
-            use_cpu=True,
-            bf16=False,
-            save_strategy="no",
-            logging_steps=1,
-            report_to=[],
-            disable_tqdm=True,
-        )
-    )
-    weights, shown = [], {}
-
-    def watched(completions, log_metric=None, **kwargs):
-        rewards = reward(completions, log_metric=log_metric, **kwargs)
-        weights.append(reward.last_metrics["mixed/format/weight"])
-        shown["logged"] = log_metric is not None
-        return rewards
-
+def test_trains_and_shows_the_weights_of_each_step(make_tiny_trainer, tiny_model):
+    reward = compose(yaml.safe_load(YAML), known={"tidy": tidy})
     before = tiny_model.lm_head.weight.detach().clone()
-    trainer = trl.GRPOTrainer(
-        model=prepare_model(tiny_model),
-        reward_funcs=[watched],
-        args=config,
-        train_dataset=Dataset.from_list([{"prompt": "say ", "solution": "7"}] * 32),
-        processing_class=tiny_tokenizer,
-    )
+    rows = [{"prompt": "say ", "solution": "7"}] * 32
+    callbacks = [RewardMetricsCallback(reward)]
+    trainer = make_tiny_trainer([reward], rows, 4, callbacks=callbacks, per_device_train_batch_size=32)
     trainer.train()
-    assert weights == pytest.approx([0.5, 0.375, 0.25, 0.125])
     assert not tiny_model.lm_head.weight.equal(before)
-    if shown["logged"]:
-        logs = [entry for entry in trainer.state.log_history if "mixed/format/weight" in entry]
-        assert [entry["mixed/format/weight"] for entry in logs] == pytest.approx(weights)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    weights = [0.5, 0.375, 0.25, 0.125]
+    assert [entry["mixed/format/weight"] for entry in logs] == pytest.approx(weights)
+    assert all({"mixed/correctness/mean", "mixed/correctness/gated"} <= set(entry) for entry in logs)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trl_grpo_ext import config_kwargs, exact_match, import_trl, prepare_model
+from trl_grpo_ext import exact_match
 from trl_grpo_ext.rewards.label_free import CollapseDetector, CollapseGuard, SelfConsistencyReward
 
 BATCH = 32
@@ -183,36 +183,11 @@ def test_ranks_decide_on_the_same_figures(tmp_path, subprocess_environment):
 
 
 @pytest.fixture
-def train(tiny_model, tiny_tokenizer, tmp_path):
-    from datasets import Dataset
-
-    def run(guard, max_steps):
-        trl = import_trl()
+def train(make_tiny_trainer):
+    def run(guard, max_steps, **settings):
         rows = [{"prompt": f"say {'#' * i}", "canary": i % 2 == 0} for i in range(8)]
-        config = trl.GRPOConfig(
-            **config_kwargs(
-                output_dir=str(tmp_path),
-                max_steps=max_steps,
-                learning_rate=2e-2,
-                per_device_train_batch_size=BATCH,
-                num_generations=4,
-                max_completion_length=3,
-                use_cpu=True,
-                bf16=False,
-                save_strategy="no",
-                logging_steps=1,
-                report_to=[],
-                disable_tqdm=True,
-            )
-        )
-        trainer = trl.GRPOTrainer(
-            model=prepare_model(tiny_model),
-            reward_funcs=[guard],
-            args=config,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tiny_tokenizer,
-            callbacks=[guard.callback()],
-        )
+        sizes = {"per_device_train_batch_size": BATCH, "learning_rate": 2e-2, "max_completion_length": 3}
+        trainer = make_tiny_trainer([guard], rows, max_steps, callbacks=[guard.callback()], **sizes | settings)
         trainer.train()
         return [entry for entry in trainer.state.log_history if "canary_accuracy" in entry], trainer.state
 
@@ -240,3 +215,23 @@ def test_the_guard_falls_back_and_the_policy_recovers(train):
     accuracy = [entry["canary_accuracy"] for entry in logs]
     assert 0 < turn < 40
     assert sum(accuracy[-5:]) / 5 > sum(accuracy[turn - 2 : turn + 3]) / 5 + 0.2
+
+
+def test_evaluation_is_not_measured_and_needs_no_marks(train):
+    """Without marks in the evaluation data, and without a trace of it in the detector or the training log."""
+
+    def run(**settings):
+        guard = CollapseGuard(sevens, no_seven, window=1)
+        measured = []
+        guard.detector.observe = lambda pseudo, canary: measured.append((pseudo, canary)) or False
+        return train(guard, 3, **settings)[0], measured, guard
+
+    logs, measured, _ = run()
+    eval_rows = [{"prompt": "# "}] * 4
+    sizes = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8, "eval_on_start": True}
+    watched, evaluated, guard = run(eval_rows=eval_rows, **sizes)
+    assert len(measured) == len(evaluated) == len(watched) == 3
+    assert [name for name in watched[0] if name.startswith("guarded")] == [
+        n for n in logs[0] if n.startswith("guarded")
+    ]
+    assert guard.last_metrics["guarded_sevens/pseudo_reward"] == evaluated[-1][0]

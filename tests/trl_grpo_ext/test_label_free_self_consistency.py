@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_grpo_ext.rewards.label_free.answers import equivalence_classes, extract_answer, is_refusal
+from trl_grpo_ext.rewards.label_free.answers import equivalence_classes, extract_answer, is_refusal, same_answer
 from trl_grpo_ext.rewards.label_free.mode_check import ModeWindow
 from trl_grpo_ext.rewards.label_free.self_consistency import SelfConsistencyReward
 
@@ -23,22 +23,36 @@ def vote(completions, prompts=None, **settings):
     "texts",
     [
         ("#### 1,800", "so \\boxed{1800}", "The answer is $1800.00.", "3 + 2 ... 1800", "Answer: **1800**"),
-        ("\\boxed{x + 1}", "The answer is X + 1", "Answer:\nx + 1."),
+        ("\\boxed{x + 1}", "The answer is $x+1$", "Answer:\nx + 1."),
+        ("\\boxed{\\frac{1}{2}}", "#### 0.5", "Answer: 1/2", "so it is $\\dfrac12$"),
+        ("\\boxed{5\\text{ cm}}", "#### 5", "it is 5.0"),
+        ("\\boxed{\\{1, 2\\}}", "Answer: {2,1}"),
         ("The answer is Paris.", "I think of it.\nParis", "**Answer:** the paris"),
         ("-3", "Answer: \u22123", "#### -3.0"),
     ],
 )
 def test_one_answer_in_many_spellings(texts):
-    assert len({extract_answer(text) for text in texts}) == 1
-    assert extract_answer(texts[0]) is not None
+    assert equivalence_classes([extract_answer(text) for text in texts]) == [list(range(len(texts)))]
 
 
-@pytest.mark.parametrize(("one", "other"), [("18", "18.5"), ("\\boxed{2}", "\\boxed{2x}"), ("1" * 40, "1" * 39 + "2")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("18", "18.5"),
+        ("\\boxed{2}", "\\boxed{2x}"),
+        ("1" * 40, "1" * 39 + "2"),
+        ("\\boxed{\\frac{1}{23}}", "\\boxed{\\frac{12}{3}}"),
+        ("\\boxed{(1,2)}", "\\boxed{[1,2]}"),
+        ("\\boxed{(1,2)}", "\\boxed{12}"),
+        ("Answer: Paris", "Answer: Rome"),
+        ("\\boxed{x}", "\\boxed{y}"),
+    ],
+)
 def test_different_answers_stay_different(one, other):
-    assert extract_answer(one) != extract_answer(other)
+    assert len(equivalence_classes([extract_answer(one), extract_answer(other)])) == 2
 
 
-@pytest.mark.parametrize("text", ["", "   \n", "word " * 100, "#### none", "9" * 300])
+@pytest.mark.parametrize("text", ["", "   \n", "word " * 100, "9" * 300])
 def test_no_answer(text):
     assert extract_answer(text) is None
 
@@ -46,8 +60,8 @@ def test_no_answer(text):
 @given(st.text(max_size=300))
 def test_extraction_never_fails_and_is_short(text):
     answer = extract_answer(text)
-    # Unicode normalisation can lengthen a text, by at most 18 characters for one.
-    assert answer is None or 0 < len(answer) <= 200 * 18
+    assert answer is None or 0 < len(answer) <= 200
+    assert answer is None or same_answer(answer, answer)
 
 
 @pytest.mark.parametrize("piece", ["\\boxed{", "####", "answer is ", "1,", "9", "{", "i can't ", "- "])
@@ -167,7 +181,7 @@ def test_a_prompt_that_is_asked_again_is_remembered_longer():
     window = ModeWindow(size=2, minimum=1)
     for prompt in ("a", "b", "a", "c"):
         window.add(prompt, "7" if prompt == "b" else "8")
-    assert window.share("8") == 1.0
+    assert window.share("8", str.__eq__) == 1.0
 
 
 def test_plain_prompt_stands_in_for_the_prompt():

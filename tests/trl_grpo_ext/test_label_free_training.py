@@ -2,43 +2,19 @@
 
 import pytest
 
-from trl_grpo_ext import config_kwargs, import_trl, prepare_model
 from trl_grpo_ext.rewards.composition import RewardMetricsCallback
 from trl_grpo_ext.rewards.label_free import SelfConsistencyReward, label_free_reward
 
 
 @pytest.fixture
-def train(tiny_model, tiny_tokenizer, tmp_path):
+def train(make_tiny_trainer, tiny_model):
     """Train three steps; return whether the model changed, and the trainer's state."""
-    from datasets import Dataset
 
     def run(reward):
-        trl = import_trl()
-        config = trl.GRPOConfig(
-            **config_kwargs(
-                output_dir=str(tmp_path),
-                max_steps=3,
-                learning_rate=1e-2,
-                per_device_train_batch_size=64,
-                num_generations=8,
-                max_completion_length=2,
-                use_cpu=True,
-                bf16=False,
-                save_strategy="no",
-                logging_steps=1,
-                report_to=[],
-                disable_tqdm=True,
-            )
-        )
         before = tiny_model.lm_head.weight.detach().clone()
-        trainer = trl.GRPOTrainer(
-            model=prepare_model(tiny_model),
-            reward_funcs=[reward],
-            args=config,
-            train_dataset=Dataset.from_list([{"prompt": f"say {'#' * i}"} for i in range(16)]),
-            processing_class=tiny_tokenizer,
-            callbacks=[RewardMetricsCallback(reward)],
-        )
+        rows = [{"prompt": f"say {'#' * i}"} for i in range(16)]
+        settings = {"per_device_train_batch_size": 64, "num_generations": 8}
+        trainer = make_tiny_trainer([reward], rows, callbacks=[RewardMetricsCallback(reward)], **settings)
         trainer.train()
         return not tiny_model.lm_head.weight.equal(before), trainer.state
 

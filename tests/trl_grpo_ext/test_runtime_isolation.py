@@ -109,6 +109,32 @@ def test_a_creeping_allocation():
         assert (reward.stats()["errors"], reward.stats()["timeouts"]) == (1, 0)
 
 
+MANY = """
+import os, time
+for _ in range(2): os.fork()
+block = bytearray(330 << 20)
+for page in range(0, len(block), 4096): block[page] = 1
+time.sleep(30)
+"""
+
+
+def test_memory_of_many_processes(program):
+    """Each stays below its limit, all four together are far above."""
+    result, stats = program(MANY)
+    assert result is None
+    assert (stats["kills"], stats["timeouts"]) == (1, 0)
+
+
+@pytest.mark.parametrize("sandbox", [True, False])
+def test_a_sandboxed_row_can_not_reach_the_trainers_log(capfd, sandbox):
+    code = "import os\nfor fd in range(3):\n    try: os.write(fd, b'spam')\n    except OSError: pass"
+    # A worker has the standard error that the trainer had when it was started.
+    with RewardRuntime(workers=1) as fresh:
+        reward = IsolatedReward(run_program, runtime=fresh, sandbox=sandbox, allow_unsandboxed=True)
+        assert reward(completions=[code]) == [1.0]
+    assert ("spam" in capfd.readouterr().err) is not sandbox
+
+
 def test_an_endless_loop(program):
     result, stats = program("while True: pass")
     assert result is None
@@ -139,7 +165,7 @@ def test_cpu_time_is_limited():
     with RewardRuntime(workers=1, deadline=60.0, cpu_limit=0.1) as short:
         forked = IsolatedReward(run_program, name="forked", runtime=short, sandbox=True, allow_unsandboxed=True)
         assert forked(completions=[burn, "result = 5"]) == [None, 5.0]
-        assert (forked.stats()["errors"], forked.stats()["timeouts"]) == (1, 0)
+        assert (forked.stats()["kills"], forked.stats()["timeouts"]) == (1, 0)
 
 
 @isolated
@@ -205,7 +231,7 @@ def test_a_row_in_a_sandbox_does_not_touch_later_rows(runtime):
         rewards = reward(completions=[cheat, "result = 2", spoof, "result = 3", stray])
         assert rewards[1:] == [2.0, None, 3.0, 5.0]
         assert wait_until_gone(marker) == []
-        assert (reward.stats()["kills"], reward.stats()["errors"]) == (0, 1)
+        assert (reward.stats()["kills"], reward.stats()["errors"]) == (1, 0)
 
 
 @pytest.mark.parametrize("namespaces", [True, False])

@@ -41,7 +41,7 @@ def test_a_killed_row_does_not_lose_the_others(runtime):
     texts = ["a", "hang", "bb", "err", "ccc", "crash", "none", "dddd"] + ["x" * i for i in range(5, 40)]
     rewards = reward(prompts=["p"] * len(texts), completions=texts)
     assert rewards == [1.0, None, 2.0, -1.0, 3.0, None, None, 4.0, *map(float, range(5, 40))]
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 10
     assert reward.stats() == {"rows": 43, "errors": 1, "timeouts": 1, "kills": 1, "skips": 3, "cache_hits": 0}
 
 

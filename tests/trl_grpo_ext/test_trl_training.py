@@ -1,55 +1,22 @@
 """The built-in rewards in a real `GRPOTrainer.train()`."""
 
 import pytest
+from adapter_runs import texts_of
 
-from trl_grpo_ext import (
-    REWARDS,
-    apply_reward_control,
-    check_reward_columns,
-    config_kwargs,
-    import_trl,
-    prepare_model,
-    resolve_reward_funcs,
-)
+from trl_grpo_ext import REWARDS, apply_reward_control, resolve_reward_funcs
 
 ROWS = 64
 COLUMNS = {"solution": "7", "chosen": "1 1", "rejected": "7 7"}
 
 
 @pytest.fixture
-def train(tiny_model, tiny_tokenizer, tmp_path):
+def train(make_tiny_trainer):
     """Train two steps and return the trainer."""
-    from datasets import Dataset
 
     def run(rewards, conversational=False, **columns):
-        trl = import_trl()
         prompt = [{"role": "user", "content": "say"}] if conversational else "say "
-        rows = Dataset.from_list([{"prompt": prompt, **COLUMNS, **columns}] * ROWS)
-        for reward in rewards:
-            check_reward_columns(reward, rows.column_names)
-        config = trl.GRPOConfig(
-            **config_kwargs(
-                output_dir=str(tmp_path / "out"),
-                max_steps=2,
-                learning_rate=1e-2,
-                per_device_train_batch_size=ROWS,
-                num_generations=4,
-                max_completion_length=2,
-                use_cpu=True,
-                bf16=False,
-                save_strategy="no",
-                logging_steps=1,
-                report_to=[],
-                disable_tqdm=True,
-            )
-        )
-        trainer = trl.GRPOTrainer(
-            model=prepare_model(tiny_model),
-            reward_funcs=rewards,
-            args=config,
-            train_dataset=rows,
-            processing_class=tiny_tokenizer,
-        )
+        rows = [{"prompt": prompt, **COLUMNS, **columns}] * ROWS
+        trainer = make_tiny_trainer(rewards, rows, 2, per_device_train_batch_size=ROWS)
         trainer.train()
         return trainer
 
@@ -58,9 +25,7 @@ def train(tiny_model, tiny_tokenizer, tmp_path):
 
 def logged(trainer, name):
     """Completions of the last step as text, and the rewards that the trainer used for them."""
-    rows = list(trainer._logs["completion"])
-    texts = [row if isinstance(row, str) else row[-1]["content"] for row in rows]
-    return texts, list(trainer._logs["rewards"][name])
+    return texts_of(trainer), list(trainer._logs["rewards"][name])
 
 
 @pytest.mark.parametrize("conversational", [False, True], ids=["text", "messages"])

@@ -6,10 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-from adapter_runs import GROUP, dataset, make_trainer
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from adapter_runs import GROUP, dataset, make_model, make_tokenizer, make_trainer
 
 from trl_grpo_ext.rewards.skips import ExcludeSkipped
 
@@ -22,19 +19,9 @@ def by_rank(completions, **kwargs):
     return REWARDS[RANK]
 
 
-def tokenizer():
-    words = Tokenizer(WordLevel({t: i for i, t in enumerate(["<pad>", "<eos>", *"17 #.say"])}, unk_token="<pad>"))
-    words.pre_tokenizer, words.decoder = pre_tokenizers.Split(Regex("."), "isolated"), decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", padding_side="left")
-
-
-def model():
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=10, pad_token_id=0, bos_token_id=1, eos_token_id=1, **sizes))
-
-
+tokenizer = make_tokenizer()
 trainer = make_trainer(
-    model(), tokenizer(), Path(sys.argv[1]), [by_rank], dataset({}), 1, [ExcludeSkipped()],
+    make_model(tokenizer), tokenizer, Path(sys.argv[1]), [by_rank], dataset({}), 1, [ExcludeSkipped()],
     per_device_train_batch_size=GROUP // 2, scale_rewards="none",
 )  # fmt: skip
 compute_loss, used = trainer._compute_loss, []

@@ -1,11 +1,12 @@
-"""A calculator for text that a model wrote: its own tokenizer and parser, exact fractions, no power operator.
+"""A calculator for text that a model wrote: its own parser, exact fractions, no power operator.
 
 Grammar: sum := product (("+" | "-") product)*; product := factor (("*" | "/") factor)*;
-factor := whole number | "(" sum ")" | "-" factor. Everything else is refused, and so is everything past the bounds
-below, so the time is linear in at most `MAX_CHARACTERS` characters and no number grows beyond a few hundred digits.
+factor := number | "(" sum ")" | "-" factor. Everything else is refused, and so is everything past the bounds, so the
+time is linear in the tokens and no number grows beyond a few hundred digits.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -14,8 +15,7 @@ MAX_DIGITS = 9
 MAX_NUMBERS = 32
 MAX_DEPTH = 32
 
-_TOKEN = re.compile(r"[ \t]*([0-9]+|[-+*/()])")
-_SPELLINGS = (
+SPELLINGS = (
     ("\\times", "*"),
     ("\\cdot", "*"),
     ("\\div", "/"),
@@ -28,61 +28,62 @@ _SPELLINGS = (
     ("\u2212", "-"),
     ("\u2013", "-"),
 )
+# A minus with a space after it: it subtracts, but is no sign of the number that follows.
+DETACHED_MINUS = "- "
+
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")
+_TOKEN = re.compile(r"[ \t]*([0-9]+|[-+*/()])")
 
 
-class _Refused(Exception):
-    """The text is no expression of the grammar within the bounds."""
-
-
-def _tokens(text: str) -> list[str]:
-    if len(text) > MAX_CHARACTERS:
-        raise _Refused
-    for written, plain in _SPELLINGS:
-        text = text.replace(written, plain)
-    text = text.strip()
-    tokens, position = [], 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if not match or len(match[1]) > MAX_DIGITS:
-            raise _Refused
-        tokens.append(match[1])
-        position = match.end()
-    return tokens
+class NotAnExpression(ValueError):
+    """The text is no expression of the grammar, or one past the bounds."""
 
 
 @dataclass
-class _Parser:
+class Calculation:
+    """What an expression holds: its numbers in their order, and how many operations between two values it has."""
+
+    numbers: list[Fraction] = field(default_factory=list)
+    operations: int = 0
+
+
+@dataclass
+class _Parser(Calculation):
     """Recursive descent over the tokens, last one first in `pending`."""
 
-    pending: list[str]
-    numbers: list[int] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
+    max_numbers: int = MAX_NUMBERS
+    max_depth: int = MAX_DEPTH
     depth: int = 0
 
     def _next_is(self, *options: str) -> bool:
         return bool(self.pending) and self.pending[-1] in options
 
+    def _operator(self) -> str:
+        self.operations += 1
+        return self.pending.pop()
+
     def total(self) -> Fraction:
         value = self._product()
-        while self._next_is("+", "-"):
-            value = value + self._product() if self.pending.pop() == "+" else value - self._product()
+        while self._next_is("+", "-", DETACHED_MINUS):
+            value = value + self._product() if self._operator() == "+" else value - self._product()
         return value
 
     def _product(self) -> Fraction:
         value = self._factor()
         while self._next_is("*", "/"):
-            if self.pending.pop() == "*":
-                value *= self._factor()
-            else:
-                value /= self._factor()
+            value = value * self._factor() if self._operator() == "*" else value / self._factor()
         return value
 
     def _factor(self) -> Fraction:
         token = self.pending.pop() if self.pending else ""
-        if token.isdecimal() and len(self.numbers) < MAX_NUMBERS:
-            self.numbers.append(int(token))
-            return Fraction(int(token))
-        if token not in ("-", "(") or self.depth >= MAX_DEPTH:
-            raise _Refused
+        if _NUMBER.fullmatch(token):
+            if len(self.numbers) >= self.max_numbers:
+                raise NotAnExpression
+            self.numbers.append(Fraction(token))
+            return self.numbers[-1]
+        if token not in ("-", "(") or self.depth >= self.max_depth:
+            raise NotAnExpression
         self.depth += 1
         value = -self._factor() if token == "-" else self._group()
         self.depth -= 1
@@ -91,9 +92,47 @@ class _Parser:
     def _group(self) -> Fraction:
         value = self.total()
         if not self._next_is(")"):
-            raise _Refused
+            raise NotAnExpression
         self.pending.pop()
         return value
+
+
+def calculate(
+    tokens: Sequence[str], max_numbers: int = MAX_NUMBERS, max_depth: int = MAX_DEPTH
+) -> tuple[Fraction, Calculation]:
+    """Return the exact value of an expression, and what it holds.
+
+    Args:
+        tokens: numbers in decimal digits with at most one point, operators, parentheses, `DETACHED_MINUS`. Whoever makes
+            them bounds their length.
+        max_numbers: numbers allowed.
+        max_depth: parentheses and signs allowed inside one another.
+
+    Raises:
+        NotAnExpression: not an expression of the grammar, or past a bound.
+        ZeroDivisionError: it divides by zero.
+    """
+    parser = _Parser(pending=list(tokens)[::-1], max_numbers=max_numbers, max_depth=max_depth)
+    value = parser.total()
+    if parser.pending:
+        raise NotAnExpression
+    return value, parser
+
+
+def _tokens(text: str) -> list[str]:
+    if len(text) > MAX_CHARACTERS:
+        raise NotAnExpression
+    for written, plain in SPELLINGS:
+        text = text.replace(written, plain)
+    text = text.strip()
+    tokens, position = [], 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if not match or len(match[1]) > MAX_DIGITS:
+            raise NotAnExpression
+        tokens.append(match[1])
+        position = match.end()
+    return tokens
 
 
 def evaluate_arithmetic(text: str) -> tuple[Fraction, list[int]] | None:
@@ -110,8 +149,7 @@ def evaluate_arithmetic(text: str) -> tuple[Fraction, list[int]] | None:
         zero, more than 512 characters, 9 digits in a number, 32 numbers, or a depth of 32.
     """
     try:
-        parser = _Parser(_tokens(text)[::-1])
-        value = parser.total()
-    except (_Refused, ZeroDivisionError):
+        value, calculation = calculate(_tokens(text))
+    except (NotAnExpression, ZeroDivisionError):
         return None
-    return None if parser.pending else (value, parser.numbers)
+    return value, [int(number) for number in calculation.numbers]

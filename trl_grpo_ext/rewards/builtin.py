@@ -1,17 +1,12 @@
 """The built-in reward functions, in TRL's calling convention: `f(completions, <column>, **kwargs) -> list[float]`."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
 from trl_grpo_ext.rewards.numbers import final_number
-from trl_grpo_ext.rewards.text import Completion, completion_text, ground_truth_texts
-
-# Chinese and Japanese are written without spaces: there, each character counts as a word.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+from trl_grpo_ext.rewards.text import Completion, completion_text, equal_texts, ground_truth_texts, words
 
 
 def _normalise_whitespace(text: str) -> str:
@@ -32,11 +27,7 @@ def exact_match(completions: Sequence[Completion], solution: Sequence[Any], **kw
     Raises:
         ValueError: a solution is None or NaN.
     """
-    golds = ground_truth_texts("solution", solution, len(completions))
-    return [
-        float(_normalise_whitespace(completion_text(completion)) == _normalise_whitespace(gold))
-        for completion, gold in zip(completions, golds, strict=True)
-    ]
+    return equal_texts(completions, solution, _normalise_whitespace)
 
 
 def _gold_number(row: int, gold: str) -> Decimal:
@@ -74,10 +65,6 @@ def gsm8k_number(completions: Sequence[Completion], solution: Sequence[Any], **k
     ]
 
 
-def _words(text: str) -> Counter[str]:
-    return Counter(_WORD.findall(text.casefold()))
-
-
 def _unigram_f1(first: Counter[str], second: Counter[str]) -> float:
     total = first.total() + second.total()
     return 2 * (first & second).total() / total if total else 0.0
@@ -104,12 +91,12 @@ def preference_overlap(
     Raises:
         ValueError: a chosen or rejected answer is None or NaN.
     """
-    words = [_words(completion_text(completion)) for completion in completions]
+    spoken = [Counter(words(completion_text(completion))) for completion in completions]
     likeness = [
-        [_unigram_f1(own, _words(gold)) for own, gold in zip(words, golds, strict=True)]
+        [_unigram_f1(own, Counter(words(gold))) for own, gold in zip(spoken, golds, strict=True)]
         for golds in (
-            ground_truth_texts("chosen", chosen, len(words)),
-            ground_truth_texts("rejected", rejected, len(words)),
+            ground_truth_texts("chosen", chosen, len(spoken)),
+            ground_truth_texts("rejected", rejected, len(spoken)),
         )
     ]
     return [to_chosen - to_rejected for to_chosen, to_rejected in zip(*likeness, strict=True)]

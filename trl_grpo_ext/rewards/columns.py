@@ -59,7 +59,7 @@ def _check_accepts(name: str, parameters: list[Parameter], arguments: frozenset[
         )
 
 
-def check_reward_columns(func: Callable[..., Any], columns: Iterable[str]) -> None:
+def check_reward_columns(func: Callable[..., Any], columns: Iterable[str], passed_too: Iterable[str] = ()) -> None:
     """Check that TRL can call `func` on a dataset with these columns.
 
     TRL calls `func(prompts=, completions=, completion_ids=, trainer_state=, <every dataset column>=)`, without the
@@ -69,6 +69,7 @@ def check_reward_columns(func: Callable[..., Any], columns: Iterable[str]) -> No
     Args:
         func: a reward function.
         columns: the dataset's column names.
+        passed_too: keywords that the trainer at hand passes besides, to functions that take them; none by default.
 
     Raises:
         ValueError: `func` needs an argument that is neither a column nor one of TRL's own; or it has no `**kwargs`
@@ -88,5 +89,5 @@ def check_reward_columns(func: Callable[..., Any], columns: Iterable[str]) -> No
         parameters = list(inspect.signature(func).parameters.values())
     except (TypeError, ValueError):
         return
-    _check_required(name, parameters, passed_columns, always | sometimes)
+    _check_required(name, parameters, passed_columns, always | sometimes | frozenset(passed_too))
     _check_accepts(name, parameters, passed_columns | always)

@@ -12,7 +12,7 @@ CONTROLS = ("none", "random", "shuffled")
 
 
 class _RewardControl:
-    """Shows the name and signature of the wrapped reward function, and owns a generator.
+    """Shows the name and signature of the wrapped reward function, calls it, and owns a generator.
 
     The generator is seeded by (`seed`, the function's name, the RANK of this process), so that ranks differ and no
     other random state is read or changed.
@@ -25,47 +25,75 @@ class _RewardControl:
         self.__wrapped__ = func
         self._generator = random.Random(f"{seed}|{func.__name__}|{os.environ.get('RANK', '0')}")
 
+    def _replace(self, rewards: Sequence[Any]) -> list[Any]:
+        raise NotImplementedError
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._replace(self.__wrapped__(*args, **kwargs))
+
 
 class RandomReward(_RewardControl):
-    """Draws each reward from the uniform distribution on [0, 1); the wrapped function is never called."""
+    """Draws each reward, with replacement, from the true rewards of the same call: r'_i = r_J, J uniform over the rows.
 
-    def __call__(self, completions: Sequence[Any], *args: Any, **kwargs: Any) -> list[float]:
-        return [self._generator.random() for _ in completions]
+    Given the true rewards r of the call, each r'_i has their mean and their variance, whatever the row: E[r'_i] =
+    mean(r), Var[r'_i] = var(r), and Cov(r'_i, r_i) = 0 over the rows. A None is drawn as often as it occurs.
+    """
+
+    def _replace(self, rewards: Sequence[Any]) -> list[Any]:
+        pool = list(rewards)
+        return self._generator.choices(pool, k=len(pool)) if pool else []
 
 
 class ShuffledReward(_RewardControl):
-    """Gives the wrapped function's rewards to the rows of the same call in random order. Mean and spread stay."""
+    """Gives the wrapped function's rewards to the rows of the same call in random order, across groups.
 
-    def _permute(self, rewards: Sequence[Any]) -> list[Any]:
-        return self._generator.sample(list(rewards), len(rewards))
+    Mean, spread and every other statistic of the call stay exactly; the expected covariance with the true rewards is 0.
+    """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._permute(self.__wrapped__(*args, **kwargs))
+    def _replace(self, rewards: Sequence[Any]) -> list[Any]:
+        pool = list(rewards)
+        return self._generator.sample(pool, len(pool))
 
 
-class AsyncShuffledReward(ShuffledReward):
-    """`ShuffledReward` of an `async def` reward function (TRL >= 0.27 awaits those)."""
+class _AsyncControl(_RewardControl):
+    """The control of an `async def` reward function (TRL >= 0.27 awaits those)."""
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._permute(await self.__wrapped__(*args, **kwargs))
+        return self._replace(await self.__wrapped__(*args, **kwargs))
+
+
+class AsyncRandomReward(_AsyncControl, RandomReward):
+    """`RandomReward` of an `async def` reward function."""
+
+
+class AsyncShuffledReward(_AsyncControl, ShuffledReward):
+    """`ShuffledReward` of an `async def` reward function."""
+
+
+_CLASSES = {
+    ("random", False): RandomReward,
+    ("random", True): AsyncRandomReward,
+    ("shuffled", False): ShuffledReward,
+    ("shuffled", True): AsyncShuffledReward,
+}
 
 
 def _is_async(func: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(type(func).__call__)
 
 
-def _shuffled(func: Callable[..., Any], seed: int) -> ShuffledReward:
-    return AsyncShuffledReward(func, seed) if _is_async(func) else ShuffledReward(func, seed)
-
-
 def apply_reward_control(funcs: Sequence[Callable[..., Any]], control: str, seed: int = 0) -> list[Callable[..., Any]]:
-    """Replace rewards by a negative control of the same names and signatures.
+    """Replace rewards by a negative control of the same names, signatures and spread.
+
+    Both controls call the true function, so that time, errors and logged details stay, and both hand out rewards of
+    the same call: a model that "improves" under either does so for another reason than the reward.
 
     Args:
         funcs: reward functions, each with a `__name__`.
-        control: "none" returns the functions themselves; "random" draws uniformly from [0, 1) in place of the reward;
-            "shuffled" permutes the true rewards among the rows of each call. One call holds the completions of one
-            process, so a call of a single row stays as it is.
+        control: "none" returns the functions themselves; "random" draws each reward with replacement from the true
+            rewards of the call (their mean and spread in expectation); "shuffled" permutes the true rewards among the
+            rows of the call (their mean and spread exactly). Both go across groups, so that neither the completion nor
+            the prompt decides. One call holds the completions of one process; a call of a single row stays as it is.
         seed: seed of the controls' own generators; 0 by default. Each also depends on the function's name and on the
             environment variable RANK.
 
@@ -81,4 +109,4 @@ def apply_reward_control(funcs: Sequence[Callable[..., Any]], control: str, seed
         )
     if control == "none":
         return list(funcs)
-    return [RandomReward(func, seed) if control == "random" else _shuffled(func, seed) for func in funcs]
+    return [_CLASSES[control, _is_async(func)](func, seed) for func in funcs]

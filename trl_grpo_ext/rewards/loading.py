@@ -11,7 +11,12 @@ from typing import Any
 from trl_grpo_ext._suggest import did_you_mean
 
 
-def _find_file(path: str, search_directories: Iterable[str | Path]) -> Path:
+def find_reward_file(path: str, search_directories: Iterable[str | Path]) -> Path:
+    """Return the file that a path names: in the first of the folders that has it, then in the working directory.
+
+    Raises:
+        ValueError: no folder has it.
+    """
     directories = [Path(directory).resolve() for directory in (*search_directories, Path.cwd())]
     folders = list(dict.fromkeys(directories))
     # Joining an absolute path gives that path, whatever stands before it.
@@ -66,7 +71,7 @@ def load_reward(spec: str, search_directories: Iterable[str | Path]) -> Any:
     path, _, function = spec.rpartition(":")
     if not path or not function:
         raise ValueError(f"Reward {spec!r} names no function; write it as 'path/to/file.py:function'.")
-    file = _find_file(path, search_directories)
+    file = find_reward_file(path, search_directories)
     module = _load_module(file)
     if not hasattr(module, function):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

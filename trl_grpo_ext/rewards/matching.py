@@ -10,7 +10,7 @@ from typing import Any
 from trl_grpo_ext.rewards.extraction import last_answer_line, last_boxed
 from trl_grpo_ext.rewards.named import NamedReward, check_finite
 from trl_grpo_ext.rewards.numbers import final_number
-from trl_grpo_ext.rewards.text import Completion, completion_text, ground_truth_texts
+from trl_grpo_ext.rewards.text import Completion, completion_text, equal_texts, ground_truth_texts
 
 _ARTICLES = frozenset({"a", "an", "the"})
 # The point of "1.5" and the sign of "-5" are part of the number, not punctuation.
@@ -104,11 +104,7 @@ def normalised_match(completions: Sequence[Completion], solution: Sequence[Any],
     Raises:
         ValueError: a solution is None or NaN.
     """
-    golds = ground_truth_texts("solution", solution, len(completions))
-    return [
-        float(normalise_answer(completion_text(completion)) == normalise_answer(gold))
-        for completion, gold in zip(completions, golds, strict=True)
-    ]
+    return equal_texts(completions, solution, normalise_answer)
 
 
 @dataclass(frozen=True, kw_only=True)

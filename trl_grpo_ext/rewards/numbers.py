@@ -7,6 +7,8 @@ import re
 from collections import deque
 from decimal import Decimal
 
+from trl_grpo_ext.rewards.extraction import last_boxed
+
 MAX_DIGITS = 64
 MAX_EXPONENT_DIGITS = 3
 
@@ -18,7 +20,6 @@ _NUMBER = (
 )
 _ANY_NUMBER = re.compile(_NUMBER)
 _MARKED_NUMBER = re.compile(r"####[ \t]*" + _NUMBER)
-_BOXED = "\\boxed{"
 _LATEX_SPELLINGS = (("{,}", ","), (",\\!", ","), ("\\,", ","), ("\\$", "$"))
 
 
@@ -34,20 +35,6 @@ def _value(match: re.Match[str]) -> Decimal | None:
 
 def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
-
-
-def _last_boxed(text: str) -> str:
-    r"""Return what the last `\boxed{...}` holds, up to the end of the text when it is not closed, "" without one."""
-    start = text.rfind(_BOXED)
-    if start < 0:
-        return ""
-    start += len(_BOXED)
-    depth = 1
-    for end in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[start:end]
-    return text[start:]
 
 
 def final_number(text: str) -> Decimal | None:
@@ -66,6 +53,6 @@ def final_number(text: str) -> Decimal | None:
     """
     for latex, plain in _LATEX_SPELLINGS:
         text = text.replace(latex, plain)
-    match = _last_match(_MARKED_NUMBER, text) or _last_match(_ANY_NUMBER, _last_boxed(text))
+    match = _last_match(_MARKED_NUMBER, text) or _last_match(_ANY_NUMBER, last_boxed(text) or "")
     match = match or _last_match(_ANY_NUMBER, text)
     return _value(match) if match else None

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trl_grpo_ext.rewards.builtin import _WORD
 from trl_grpo_ext.rewards.named import NamedReward, check_count
-from trl_grpo_ext.rewards.text import Completion, completion_text, ground_truth_texts
+from trl_grpo_ext.rewards.text import Completion, completion_text, ground_truth_texts, words
 
 
 def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
@@ -52,7 +51,7 @@ class RougeL(NamedReward):
         check_count("RougeL", "max_words", self.max_words, at_least=1)
 
     def _score(self, text: str, gold: str) -> float:
-        first, second = (_WORD.findall(part.casefold())[: self.max_words] for part in (text, gold))
+        first, second = (words(part)[: self.max_words] for part in (text, gold))
         total = len(first) + len(second)
         return 2 * lcs_length(first, second) / total if total else 0.0
 

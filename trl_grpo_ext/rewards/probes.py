@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from trl_grpo_ext.rewards.probe_reports import CORRUPTED, GOLD, ProbeReport
 
 Columns = Mapping[str, Any]
 
-GOLD, CORRUPTED = "gold", "corrupted"
 # Texts that judges were seen to reward without an answer in them (arXiv 2507.08794).
 CONSTANT, MASTER_KEY = "The answer is 42.", "Thought process:"
 _LAST_INTEGER = re.compile(r"[0-9]{1,18}(?=[^0-9]*\Z)")
@@ -20,30 +20,6 @@ _LAST_INTEGER = re.compile(r"[0-9]{1,18}(?=[^0-9]*\Z)")
 
 class ProbeError(RuntimeError):
     """A reward function raised on a probe: a model may write such a text, and training would stop there."""
-
-
-@dataclass(frozen=True)
-class ProbeReport:
-    """What one reward function gave.
-
-    Attributes:
-        name: the function's name.
-        means: probe name -> mean reward over its rows; NaN when every row was skipped (None).
-        spread: standard deviation over all rows of all probes.
-        seconds: wall time per completion.
-        separates: share of rows whose gold answer got more than its corrupted one.
-    """
-
-    name: str
-    means: dict[str, float] = field(default_factory=dict)
-    spread: float = 0.0
-    seconds: float = 0.0
-    separates: float = 0.0
-
-    @property
-    def is_flagged(self) -> bool:
-        """Whether fewer than half of the gold answers got more than their corrupted twins."""
-        return not self.separates >= 0.5
 
 
 def corrupted(gold: str, others: Sequence[str]) -> str:
@@ -67,15 +43,25 @@ def probe_texts(golds: Sequence[str]) -> dict[str, list[str]]:
 
 
 def probe_reward(
-    reward: Callable[..., Any], prompts: Sequence[Any], golds: Sequence[str], columns: Columns
+    reward: Callable[..., Any],
+    prompts: Sequence[Any],
+    golds: Sequence[str],
+    columns: Columns,
+    group_size: int = 1,
+    judged: bool = True,
 ) -> ProbeReport:
-    """Call `reward` once per probe, as TRL would on conversational rows, and summarise what it gave.
+    """Call `reward` on the probes of every row, as TRL would on conversational rows, and keep what it gave.
+
+    The probes of one row are completions of one prompt, in consecutive rows, repeated until they fill whole groups: so
+    rewards that compare the completions of a group can be probed too.
 
     Args:
         reward: a reward function in TRL's convention.
         prompts: one message list per row.
         golds: the text of the gold answer of each row.
-        columns: the other dataset columns.
+        columns: the other dataset columns, a list each, and TRL's own keywords.
+        group_size: completions per prompt in training.
+        judged: False for a reward that reads no label.
 
     Returns:
         The report. A row for which the reward returns None counts in no mean.
@@ -83,57 +69,83 @@ def probe_reward(
     Raises:
         ProbeError: the reward raised; the message names the probe and the error, which is its cause.
     """
-    given: dict[str, list[float]] = {}
-    began = time.perf_counter()
-    for name, texts in probe_texts(golds).items():
-        given[name] = _call(reward, name, prompts, texts, columns)
-    seconds = (time.perf_counter() - began) / max(len(golds) * len(given), 1)
-    better = [gold > wrong for gold, wrong in zip(given[GOLD], given[CORRUPTED], strict=True)]
-    finite = [value for values in given.values() for value in values if math.isfinite(value)]
-    return ProbeReport(
-        name=reward.__name__,
-        means={name: _mean(values) for name, values in given.items()},
-        spread=statistics.pstdev(finite) if finite else 0.0,
-        seconds=seconds,
-        separates=sum(better) / max(len(better), 1),
-    )
+    texts = probe_texts(golds)
+    copies = -(-len(texts) // group_size) * group_size
+    layout = [[texts[name][row] for name in _repeated(list(texts), copies)] for row in range(len(golds))]
+    values, seconds = _timed(reward, prompts, layout, columns, texts)
+    given = {name: values[place::copies] for place, name in enumerate(texts)}
+    reads = tuple(name for name in _parameters(reward) if isinstance(columns.get(name), list))
+    return ProbeReport(reward.__name__, given, seconds, reads, judged)
+
+
+def _repeated(names: Sequence[str], count: int) -> list[str]:
+    return [names[place % len(names)] for place in range(count)]
+
+
+def _parameters(reward: Callable[..., Any]) -> list[str]:
+    try:
+        return list(inspect.signature(reward).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def _timed(
+    reward: Callable[..., Any],
+    prompts: Sequence[Any],
+    layout: Sequence[Sequence[str]],
+    columns: Columns,
+    probes: Mapping[str, Sequence[str]],
+) -> tuple[list[float], float]:
+    """The rewards of all rows, and seconds per row; workers and models are started by a first call of one group."""
+    try:
+        _call(reward, prompts[:1], layout[:1], _first(columns, 1, len(prompts)))
+        began = time.perf_counter()
+        values = _call(reward, prompts, layout, columns)
+    except Exception as error:
+        raise _probe_error(reward, prompts, len(layout[0]), columns, probes, error) from error
+    return values, (time.perf_counter() - began) / max(len(values), 1)
+
+
+def _first(columns: Columns, count: int, rows: int) -> dict[str, Any]:
+    return {name: value[:count] if _is_column(value, rows) else value for name, value in columns.items()}
+
+
+def _is_column(value: Any, rows: int) -> bool:
+    return isinstance(value, list) and len(value) == rows
 
 
 def _call(
-    reward: Callable[..., Any], probe: str, prompts: Sequence[Any], texts: Sequence[str], columns: Columns
+    reward: Callable[..., Any], prompts: Sequence[Any], layout: Sequence[Sequence[str]], columns: Columns
 ) -> list[float]:
-    completions = [[{"role": "assistant", "content": text}] for text in texts]
-    try:
-        values = reward(prompts=list(prompts), completions=completions, completion_ids=[[] for _ in texts], **columns)
-        return [math.nan if value is None else float(value) for value in values]
-    except Exception as error:
-        raise ProbeError(
-            f"{reward.__name__} raised {type(error).__name__} on the probe {probe!r} ({error}); return 0 for such texts."
-        ) from error
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return statistics.fmean(finite) if finite else math.nan
-
-
-def probe_table(reports: Sequence[ProbeReport]) -> str:
-    """The reports as text, one line each; a reward that does not tell gold from corrupted is marked."""
-    probes = list(reports[0].means) if reports else []
-    titles = ["reward", *probes, "spread", "ms/completion", "gold > corrupted", ""]
-    rows = [
-        [
-            report.name,
-            *(f"{report.means[probe]:.3f}" for probe in probes),
-            f"{report.spread:.3f}",
-            f"{1000 * report.seconds:.3f}",
-            f"{report.separates:.0%}",
-            "DOES NOT SEPARATE" if report.is_flagged else "",
-        ]
-        for report in reports
-    ]
-    widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [titles, *rows]
+    copies = len(layout[0])
+    repeated = {
+        name: [item for item in value for _ in range(copies)] if _is_column(value, len(prompts)) else value
+        for name, value in columns.items()
+    }
+    completions = [[{"role": "assistant", "content": text}] for texts in layout for text in texts]
+    values = reward(
+        prompts=[prompt for prompt in prompts for _ in range(copies)],
+        completions=completions,
+        completion_ids=[[] for _ in completions],
+        **repeated,
     )
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def _probe_error(
+    reward: Callable[..., Any],
+    prompts: Sequence[Any],
+    copies: int,
+    columns: Columns,
+    probes: Mapping[str, Sequence[str]],
+    error: Exception,
+) -> ProbeError:
+    """Name the first probe on which the reward raises alone; all of them when none does."""
+    for name, texts in probes.items():
+        try:
+            _call(reward, prompts, [[text] * copies for text in texts], columns)
+        except Exception as found:
+            return ProbeError(
+                f"{reward.__name__} raised {type(found).__name__} on the probe {name!r} ({found}); return 0 for such texts."
+            )
+    return ProbeError(f"{reward.__name__} raised {type(error).__name__} on the probes ({error}).")

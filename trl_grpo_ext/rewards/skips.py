@@ -6,13 +6,13 @@ gave, and it moves the baseline of the others. What stands here gives those vers
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
+from trl_grpo_ext._attach import calling_trainer
 from trl_grpo_ext._compat import skipped_rows_count_as_zero
 
 # TRL's guard against a standard deviation of 0.
@@ -164,16 +164,6 @@ def exclude_skipped(trainer: Any) -> None:
     trainer._generate_and_score_completions = generate_and_correct
 
 
-def _calling_trainer() -> Any:
-    """Return the trainer that is calling this callback: transformers hands callbacks everything but it."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if isinstance(frame.f_locals.get("self"), Trainer):
-            return frame.f_locals["self"]
-        frame = frame.f_back
-    return None
-
-
 class ExcludeSkipped(TrainerCallback):
     """`exclude_skipped` for the trainer that it is given to: `GRPOTrainer(..., callbacks=[ExcludeSkipped()])`.
 
@@ -186,13 +176,13 @@ class ExcludeSkipped(TrainerCallback):
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the trainer under construction, so that evaluation without training is covered too."""
-        trainer = _calling_trainer()
+        trainer = calling_trainer()
         if trainer is not None:
             exclude_skipped(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach when the callback was added after the trainer was made."""
-        trainer = _calling_trainer()
+        trainer = calling_trainer()
         if trainer is None:
             raise RuntimeError(
                 "ExcludeSkipped found no trainer among its callers; call exclude_skipped(trainer) instead."

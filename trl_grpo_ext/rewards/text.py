@@ -1,10 +1,23 @@
 """Text of completions and of ground truth, as plain strings."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Message = dict[str, Any]
 Completion = str | list[Message]
+
+# Chinese and Japanese are written without spaces: there, each character counts as a word.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text without regard to case: runs of letters, digits and underscores, in their order.
+
+    Each Chinese or Japanese character is a word.
+    """
+    return _WORD.findall(text.casefold())
 
 
 def _content_text(content: Any) -> str:
@@ -65,3 +78,16 @@ def ground_truth_texts(column: str, values: Sequence[Any], rows: int) -> list[st
                 f"drop the rows without {column!r} from the dataset, or fill them."
             )
     return [completion_text(value) if isinstance(value, (str, list)) else str(value) for value in values]
+
+
+def equal_texts(completions: Sequence[Completion], solution: Sequence[Any], form: Callable[[str], str]) -> list[float]:
+    """Return 1.0 per row where `form` of the completion's text is that of the solution's, else 0.0.
+
+    Raises:
+        ValueError: a solution is None or NaN, or there is not one per completion.
+    """
+    golds = ground_truth_texts("solution", solution, len(completions))
+    return [
+        float(form(completion_text(completion)) == form(gold))
+        for completion, gold in zip(completions, golds, strict=True)
+    ]

@@ -1,15 +1,13 @@
 """What all adapters share: TRL's calling convention, the length check, the error policy and the counts."""
 
-import inspect
-import keyword
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from inspect import Parameter
 from typing import Any
 
 from trl_grpo_ext.rewards.adapters.batch import RewardBatch
 from trl_grpo_ext.rewards.adapters.calls import as_reward, check_length
+from trl_grpo_ext.rewards.adapters.signatures import required_signature
 from trl_grpo_ext.rewards.errors import RewardError
 
 ErrorPolicy = str | float
@@ -25,20 +23,6 @@ def check_error_policy(on_error: ErrorPolicy) -> ErrorPolicy:
     if on_error in ("raise", "skip") or number:
         return on_error
     raise ValueError(f'on_error must be "raise", "skip" or a finite number to give instead, not {on_error!r}.')
-
-
-def _signature(required: Iterable[str]) -> inspect.Signature:
-    """TRL's arguments and the required columns, for `check_reward_columns` to read before training."""
-    named = [name for name in required if name.isidentifier() and not keyword.iskeyword(name)]
-    return inspect.Signature(
-        [
-            Parameter("prompts", Parameter.POSITIONAL_OR_KEYWORD),
-            Parameter("completions", Parameter.POSITIONAL_OR_KEYWORD),
-            Parameter("completion_ids", Parameter.POSITIONAL_OR_KEYWORD, default=None),
-            *(Parameter(name, Parameter.KEYWORD_ONLY) for name in dict.fromkeys(named)),
-            Parameter("columns", Parameter.VAR_KEYWORD),
-        ]
-    )
 
 
 class RewardAdapter(ABC):
@@ -58,23 +42,24 @@ class RewardAdapter(ABC):
     Attributes:
         errors: rows that failed so far, in this process.
         skips: rows that got None so far, for either reason.
-        metrics: name and value of every metric of the last call: `rewards/<name>/errors`, `rewards/<name>/skips`, and
-            those of the convention. TRL >= 1.0 logs them (means over calls and ranks); on older ones read them here.
+        last_metrics: name and value of every metric of the last call: `rewards/<name>/errors`,
+            `rewards/<name>/skips`, and those of the convention. TRL >= 1.0 logs them (means over calls and ranks); on
+            older ones `composition.RewardMetricsCallback` does.
         extras: one list of texts per row-wise detail of the last call; TRL >= 1.0 adds them to the completions table.
     """
 
     def __init__(self, name: str, on_error: ErrorPolicy = "raise", required: Iterable[str] = ()) -> None:
         self.__name__ = name
         self.on_error = check_error_policy(on_error)
-        self.__signature__ = _signature(required)
+        self.__signature__ = required_signature(required)
         self.errors = 0
         self.skips = 0
-        self.metrics: dict[str, float] = {}
+        self.last_metrics: dict[str, float] = {}
         self.extras: dict[str, list[str | None]] = {}
 
     @abstractmethod
     def outcomes(self, batch: RewardBatch) -> list[Any]:
-        """Return one number, None or exception per row. May fill `metrics` and `extras`, empty at that time."""
+        """Return one number, None or exception per row. May fill `last_metrics` and `extras`, empty at that time."""
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
@@ -92,7 +77,7 @@ class RewardAdapter(ABC):
             ValueError: a column is missing, or there is not one result per row. No policy covers these.
         """
         batch = RewardBatch.from_call(self.__name__, prompts, completions, completion_ids, columns)
-        self.metrics, self.extras = {}, {}
+        self.last_metrics, self.extras = {}, {}
         results = [as_reward(outcome) for outcome in check_length(self.__name__, self.outcomes(batch), batch.size)]
         failed = [row for row, result in enumerate(results) if isinstance(result, Exception)]
         self.errors += len(failed)
@@ -119,12 +104,12 @@ class RewardAdapter(ABC):
 
     def _count(self, errors: int, skips: int) -> None:
         self.skips += skips
-        self.metrics[f"rewards/{self.__name__}/errors"] = float(errors)
-        self.metrics[f"rewards/{self.__name__}/skips"] = float(skips)
+        self.last_metrics[f"rewards/{self.__name__}/errors"] = float(errors)
+        self.last_metrics[f"rewards/{self.__name__}/skips"] = float(skips)
 
     def _log(self, batch: RewardBatch) -> None:
         if "log_metric" in batch.context:
-            for name, value in self.metrics.items():
+            for name, value in self.last_metrics.items():
                 batch.context["log_metric"](name, value)
         if "log_extra" in batch.context:
             for column, values in self.extras.items():
@@ -140,6 +125,6 @@ class RewardAdapter(ABC):
         known = [value for value in values if value is not None]
         numbers = [as_reward(value) for value in known]
         if numbers and all(isinstance(number, float) for number in numbers):
-            self.metrics[f"rewards/{self.__name__}/{detail}"] = math.fsum(map(float, numbers)) / len(numbers)  # type: ignore[arg-type]
+            self.last_metrics[f"rewards/{self.__name__}/{detail}"] = math.fsum(map(float, numbers)) / len(numbers)  # type: ignore[arg-type]
         elif known:
             self.extras[f"{self.__name__}/{detail}"] = [None if value is None else str(value) for value in values]

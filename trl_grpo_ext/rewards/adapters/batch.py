@@ -34,7 +34,7 @@ class RewardBatch:
 
     Attributes:
         name: the name of the reward, for messages.
-        prompts: one string or message list per row, without injected text: the column `plain_prompt` where there is
+        prompts: one string or message list per row, without injected text: the column `plain_prompt` where it holds
             one, else TRL's `prompts`.
         completions: one string or message list per row.
         completion_ids: one list of token ids per row, or None.
@@ -61,7 +61,11 @@ class RewardBatch:
         """Sort the keywords of a reward call into columns and context."""
         columns = {key: value for key, value in keywords.items() if key not in CONTEXT}
         context = {key: value for key, value in keywords.items() if key in CONTEXT}
-        return cls(name, columns.get("plain_prompt", prompts), completions, completion_ids, columns, context)
+        # A data set fills a column with None in the rows that had none.
+        if columns.get("plain_prompt") is not None:
+            both = zip(columns["plain_prompt"], prompts, strict=True)
+            prompts = [prompt if plain is None else plain for plain, prompt in both]
+        return cls(name, prompts, completions, completion_ids, columns, context)
 
     @property
     def size(self) -> int:

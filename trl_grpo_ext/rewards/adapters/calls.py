@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from trl_grpo_ext.rewards.adapters.event_loop import run_awaitables
+from trl_grpo_ext.rewards.adapters.event_loop import exit_error, run_awaitables
+
+# Arguments of functions that score all rows in one call.
+WHOLE_BATCH = ("prompts", "completions", "completion_ids")
 
 
 def callable_name(func: Any) -> str:
@@ -17,9 +20,14 @@ def callable_name(func: Any) -> str:
 
 
 def attempt(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return what `func` returns, or the exception that it raised. An async function returns its coroutine."""
+    """Return what `func` returns, or the exception that it raised. An async function returns its coroutine.
+
+    `sys.exit()` in it is an exception like others; an interrupt from the keyboard is not.
+    """
     try:
         return func(*args, **kwargs)
+    except SystemExit as error:
+        return exit_error(error)
     except Exception as error:
         return error
 

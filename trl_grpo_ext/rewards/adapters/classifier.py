@@ -1,5 +1,6 @@
 """Sequence-classification reward models. Needs torch and transformers, imported at the first call."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ class ClassifierReward(RewardAdapter):
         name: str | None = None,
         on_error: ErrorPolicy = "raise",
     ) -> None:
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
         self.source = model if isinstance(model, str) else model.config._name_or_path
         name = name or self.source.rstrip("/").split("/")[-1] or type(model).__name__
         if batch_size < 1:

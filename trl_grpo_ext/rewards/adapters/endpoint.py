@@ -6,7 +6,7 @@ from typing import Any
 from trl_grpo_ext.rewards.adapters.base import ErrorPolicy, RewardAdapter
 from trl_grpo_ext.rewards.adapters.batch import RewardBatch
 from trl_grpo_ext.rewards.adapters.calls import as_list, attempt
-from trl_grpo_ext.rewards.adapters.http_json import Service, ServiceError
+from trl_grpo_ext.rewards.adapters.http_json import Breaker, Service, ServiceError
 
 
 def rewards_of(url: str, answer: Any) -> Any:
@@ -31,7 +31,8 @@ class HTTPReward(RewardAdapter):
 
     Request: {"rows": [{"prompt": <text or messages>, "completion": <text>, <column>: <value>, ...}, ...]}.
     Answer: {"rewards": [...]} or the list itself, a number or null (no reward) per row. `prompt` is the column
-    `plain_prompt` where there is one. Requests of one call are sent one after another.
+    `plain_prompt` where there is one. Requests of one call are sent one after another; after three in a row have
+    failed for good, the rest of the call fails without being sent.
 
     Args:
         service: a URL, or a `Service` with timeout, retries, headers and token.
@@ -66,8 +67,8 @@ class HTTPReward(RewardAdapter):
         self.service = Service(service) if isinstance(service, str) else service
         self.batch_size = batch_size
 
-    def _request(self, rows: list[dict[str, Any]]) -> list[Any]:
-        answer = attempt(self.service.post, {"rows": rows})
+    def _request(self, service: Breaker, rows: list[dict[str, Any]]) -> list[Any]:
+        answer = attempt(service.post, {"rows": rows})
         if not isinstance(answer, Exception):
             answer = attempt(rewards_of, self.service.url, answer)
         return as_list(self.__name__, answer, len(rows))
@@ -77,5 +78,5 @@ class HTTPReward(RewardAdapter):
         values = {"prompt": batch.prompts, "completion": batch.responses()}
         values |= {column: batch.column(column) for column in self.columns}
         rows = [{name: column[row] for name, column in values.items()} for row in range(batch.size)]
-        chunks = _chunks(batch.size, self.batch_size)
-        return [reward for chunk in chunks for reward in self._request([rows[row] for row in chunk])]
+        service, chunks = Breaker(self.service), _chunks(batch.size, self.batch_size)
+        return [reward for chunk in chunks for reward in self._request(service, [rows[row] for row in chunk])]

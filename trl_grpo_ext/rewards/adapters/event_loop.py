@@ -21,6 +21,11 @@ def _forget_loop() -> None:
     _lock, _loop, _thread = threading.Lock(), None, None
 
 
+def exit_error(error: SystemExit) -> RuntimeError:
+    """Return what `sys.exit()` in a reward function counts as: an error of the row, not the end of the training."""
+    return RuntimeError(f"the reward function called exit({error.code!r})")
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_loop)
 
@@ -35,9 +40,22 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         return _loop
 
 
+class _Interrupted:
+    """Carries an interrupt out of the loop's thread, which it would end: every later call would wait for ever."""
+
+    def __init__(self, error: KeyboardInterrupt) -> None:
+        self.error = error
+
+
 async def _outcome(awaitable: Awaitable[Any]) -> Any:
     try:
         return await awaitable
+    except asyncio.CancelledError:
+        return RuntimeError("the reward function was cancelled by a task of its own")
+    except SystemExit as error:
+        return exit_error(error)
+    except KeyboardInterrupt as error:
+        return _Interrupted(error)
     except Exception as error:
         return error
 
@@ -54,7 +72,11 @@ def run_awaitables(awaitables: Sequence[Awaitable[Any]]) -> list[Any]:
     Args:
         awaitables: coroutines or other awaitables that are not bound to another event loop.
 
+    Returns:
+        One result or exception per awaitable, in their order. `sys.exit()` and a cancelled task are exceptions too.
+
     Raises:
+        KeyboardInterrupt: one of them raised it, or it came to the calling thread.
         RuntimeError: called from within an awaitable that runs here, which would wait for itself.
     """
     loop = _running_loop()
@@ -68,7 +90,11 @@ def run_awaitables(awaitables: Sequence[Awaitable[Any]]) -> list[Any]:
         )
     future = asyncio.run_coroutine_threadsafe(_outcomes(awaitables), loop)
     try:
-        return future.result()
+        outcomes = future.result()
     except BaseException:
         future.cancel()
         raise
+    for outcome in outcomes:
+        if isinstance(outcome, _Interrupted):
+            raise outcome.error
+    return outcomes

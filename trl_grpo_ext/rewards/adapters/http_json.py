@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 
 MAX_RESPONSE_BYTES = 64 * 2**20
 MAX_WAIT = 60.0
+MAX_FAILURES = 3
 # Worth another attempt: the server is busy, restarting, or behind a proxy that is.
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -24,11 +25,13 @@ class ServiceError(RuntimeError):
 
     Attributes:
         transient: whether another attempt may succeed.
+        retry_after: seconds that the service asked to wait before it, 0.0 where it did not.
     """
 
-    def __init__(self, message: str, transient: bool = False) -> None:
+    def __init__(self, message: str, transient: bool = False, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.transient = transient
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,15 @@ class Service:
         timeout: seconds for one attempt, from the connection to the last byte of the answer; 30 by default.
         retries: further attempts after a connection error, a timeout, or status 408, 425, 429, 500, 502, 503 or 504;
             3 by default. Other statuses are final.
-        backoff: seconds to wait before the first retry, doubled each time, with up to half of it added at random, and
-            at most 60; 0.5 by default.
+        backoff: seconds to wait before the first retry, doubled each time, with up to half of it added at random;
+            longer where the answer has a `Retry-After` in seconds; at most 60; 0.5 by default.
         headers: further request headers.
         token_variable: the environment variable with a token, sent as `Authorization: Bearer <token>`. It is read at
             each call, and so is not in a pickle of the reward.
 
     Raises:
-        ValueError: not such a URL, `timeout` not above 0, `retries` or `backoff` below 0.
+        ValueError: not such a URL, or one with a user name or password (use `headers` or `token_variable`), `timeout`
+            not above 0, `retries` not a whole number from 0, `backoff` below 0.
     """
 
     url: str
@@ -59,12 +63,20 @@ class Service:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"url must be http://... or https://..., not {self.url!r}.")
+        if parts.scheme not in ("http", "https") or not parts.hostname or _bad_port(parts):
+            raise ValueError(f"url must be http://... or https://..., with a port up to 65535, not {self.url!r}.")
+        if parts.username is not None:
+            raise ValueError(
+                f"url must not hold a user name or password (that of {parts.hostname} does); send them with `headers`, "
+                "or a token with `token_variable`."
+            )
         if not self.timeout > 0:
             raise ValueError(f"timeout must be above 0 seconds, not {self.timeout!r}.")
-        if self.retries < 0 or self.backoff < 0:
-            raise ValueError(f"retries and backoff must be 0 or more, not {self.retries!r} and {self.backoff!r}.")
+        if not isinstance(self.retries, int) or self.retries < 0 or not self.backoff >= 0:
+            raise ValueError(
+                f"retries must be a whole number and backoff a number of seconds, both 0 or more, not {self.retries!r} "
+                f"and {self.backoff!r}."
+            )
 
     def post(self, payload: Any) -> Any:
         """POST `payload` as JSON and return the decoded answer.
@@ -79,9 +91,59 @@ class Service:
                 return _decoded(self.url, *_exchange(self, body))
             except ServiceError as error:
                 if not error.transient or attempt == self.retries:
-                    raise ServiceError(f"{error} (attempt {attempt + 1} of {self.retries + 1})") from error
-                time.sleep(min(self.backoff * 2**attempt * random.Random().uniform(1.0, 1.5), MAX_WAIT))
+                    message = f"{error} (attempt {attempt + 1} of {self.retries + 1})"
+                    raise ServiceError(message, error.transient) from error
+                wait = self.backoff * 2**attempt * random.Random().uniform(1.0, 1.5)
+                time.sleep(min(max(wait, error.retry_after), MAX_WAIT))
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+class Breaker:
+    """A service for the requests of one reward call, not asked any more once it has failed too often in a row.
+
+    Without it a service that is down costs each row of a call all its attempts: hours for a large batch. Thread safe.
+
+    Args:
+        service: the service. A request counts as failed when its last attempt was refused, timed out or met a busy
+            server; other errors are the request's own.
+        limit: failed requests in a row; 3 by default.
+    """
+
+    def __init__(self, service: Service, limit: int = MAX_FAILURES) -> None:
+        self.service, self.limit = service, limit
+        self._failures = 0
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """The service's URL."""
+        return self.service.url
+
+    def post(self, payload: Any) -> Any:
+        """POST by `Service.post`.
+
+        Raises:
+            ServiceError: as there, or because the service has failed too often.
+        """
+        if self._failures >= self.limit:
+            raise ServiceError(f"{self.url}: not asked, because {self._failures} requests of this call failed", True)
+        try:
+            answer = self.service.post(payload)
+        except ServiceError as error:
+            if error.transient:
+                with self._lock:
+                    self._failures += 1
+            raise
+        with self._lock:
+            self._failures = 0
+        return answer
+
+
+def _bad_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port == 0
+    except ValueError:
+        return True
 
 
 def _request_headers(service: Service) -> dict[str, str]:
@@ -120,8 +182,13 @@ def _deadline(sock: socket.socket, seconds: float) -> Iterator[threading.Event]:
         timer.cancel()
 
 
-def _answer(service: Service, connection: http.client.HTTPConnection, body: bytes) -> tuple[int, bytes]:
-    """Send the request and read status and body within the deadline."""
+def _seconds(retry_after: str | None) -> float:
+    """Return a `Retry-After` in seconds; 0.0 without one and for its other form, a date."""
+    return float(retry_after) if retry_after and retry_after.isdecimal() and len(retry_after) < 10 else 0.0
+
+
+def _answer(service: Service, connection: http.client.HTTPConnection, body: bytes) -> tuple[int, bytes, float]:
+    """Send the request and read status, body and the wait asked for within the deadline."""
     parts, start = urlsplit(service.url), time.monotonic()
     headers = _request_headers(service)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -131,7 +198,8 @@ def _answer(service: Service, connection: http.client.HTTPConnection, body: byte
         try:
             connection.request("POST", target, body, headers)
             response = connection.getresponse()
-            answer = response.status, response.read(MAX_RESPONSE_BYTES + 1)
+            wait = _seconds(response.getheader("Retry-After"))
+            answer = response.status, response.read(MAX_RESPONSE_BYTES + 1), wait
         except (OSError, http.client.HTTPException) as error:
             raise TimeoutError if passed.is_set() else error from error
         # A body without a length, cut off by the deadline, reads as a shorter one.
@@ -140,7 +208,7 @@ def _answer(service: Service, connection: http.client.HTTPConnection, body: byte
         return answer
 
 
-def _exchange(service: Service, body: bytes) -> tuple[int, bytes]:
+def _exchange(service: Service, body: bytes) -> tuple[int, bytes, float]:
     """Make one attempt; every failure of the connection is a transient `ServiceError`."""
     connection = _connection(urlsplit(service.url), service.timeout)
     try:
@@ -153,10 +221,10 @@ def _exchange(service: Service, body: bytes) -> tuple[int, bytes]:
         connection.close()
 
 
-def _decoded(url: str, status: int, body: bytes) -> Any:
+def _decoded(url: str, status: int, body: bytes, wait: float) -> Any:
     start = body[:200].decode("utf-8", errors="replace")
     if not 200 <= status < 300:
-        raise ServiceError(f"{url}: status {status}: {start!r}", transient=status in _TRANSIENT)
+        raise ServiceError(f"{url}: status {status}: {start!r}", transient=status in _TRANSIENT, retry_after=wait)
     if len(body) > MAX_RESPONSE_BYTES:
         raise ServiceError(f"{url}: the answer has more than {MAX_RESPONSE_BYTES} bytes")
     try:

@@ -22,8 +22,8 @@ class OpenRLHFReward(RewardAdapter):
 
     A query is the prompt followed by the response, so `query[len(prompt):]` is the response. Of a conversation the
     prompt is each message's text with a newline after each: there is no chat template here. The function returns a
-    tensor, a list, or a dict with one under "rewards"; the dict's "scores" and each entry of its "extra_logs" are
-    logged as means, `rewards/<name>/<entry>`.
+    tensor, a list, or a dict with one under "rewards"; the dict's "scores" and each entry of its "extra_logs", a number
+    or one per row, are logged as means, `rewards/<name>/<entry>`.
 
     Args:
         reward_func: the function.
@@ -50,15 +50,18 @@ class OpenRLHFReward(RewardAdapter):
     def _note_details(self, result: Mapping[str, Any], size: int) -> None:
         details = {"scores": result.get("scores"), **(result.get("extra_logs") or {})}
         for detail, values in details.items():
-            if values is not None:
-                self.note(detail, as_list(f"{self.__name__}/{detail}", values, size))
+            plain = values.tolist() if hasattr(values, "tolist") else values
+            if isinstance(plain, (int, float)):
+                self.note(detail, [plain])
+            elif plain is not None:
+                self.note(detail, as_list(f"{self.__name__}/{detail}", plain, size))
 
     def outcomes(self, batch: RewardBatch) -> list[Any]:
         """Call the function once for all rows."""
         result = call_once(self.func, *_texts(batch, self.label_column))
         if isinstance(result, Mapping):
             self._note_details(result, batch.size)
-            result = result.get("rewards", ValueError(f"a dict without 'rewards', only {', '.join(result)}"))
+            result = result.get("rewards", ValueError(f"a dict without 'rewards', only {', '.join(map(str, result))}"))
         return as_list(self.__name__, result, batch.size)
 
 

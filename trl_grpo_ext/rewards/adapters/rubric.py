@@ -1,13 +1,14 @@
 """Rubrics after `verifiers`: weighted functions that take their arguments by name."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import Parameter
 from typing import Any
 
 from trl_grpo_ext.rewards.adapters.base import ErrorPolicy, RewardAdapter
 from trl_grpo_ext.rewards.adapters.batch import RewardBatch
-from trl_grpo_ext.rewards.adapters.calls import as_reward, attempt, awaited, callable_name
+from trl_grpo_ext.rewards.adapters.calls import WHOLE_BATCH, as_reward, attempt, awaited, callable_name
 
 RubricFunction = Callable[..., Any]
 
@@ -28,6 +29,16 @@ def _required_columns(funcs: Sequence[RubricFunction]) -> list[str]:
     named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     needed = [p.name for p in parameters if p.kind in named and p.default is Parameter.empty]
     return [name for name in dict.fromkeys(needed) if name not in _GIVEN]
+
+
+def _check_rows(rubric: str, funcs: Sequence[RubricFunction]) -> None:
+    for func in funcs:
+        for name in WHOLE_BATCH:
+            if name in inspect.signature(func).parameters:
+                raise ValueError(
+                    f"Rubric {rubric!r}: {callable_name(func)!r} takes {name!r}, the rows of a whole batch, but is "
+                    "called once per row; give it 'prompt' or 'completion', or make it a reward of its own (TRLReward)."
+                )
 
 
 def weighted_sum(outcomes: Sequence[Any], weights: Sequence[float]) -> float | Exception | None:
@@ -60,7 +71,8 @@ class RubricReward(RewardAdapter):
         on_error: see `RewardAdapter`.
 
     Raises:
-        ValueError: no function, two of one name, not one weight per function, or `on_error` is no policy.
+        ValueError: no function, two of one name, one that takes a whole batch, not one finite weight per function, or
+            `on_error` is no policy.
     """
 
     def __init__(
@@ -82,6 +94,9 @@ class RubricReward(RewardAdapter):
             )
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"Rubric {name!r} has two functions of one name: {', '.join(self.names)}; rename one.")
+        if not all(map(math.isfinite, self.weights)):
+            raise ValueError(f"Rubric {name!r} needs finite weights, not {self.weights}.")
+        _check_rows(name, self.funcs)
         super().__init__(name, on_error, _required_columns(self.funcs))
         self.parser = parser
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from trl_grpo_ext.rewards.adapters.base import ErrorPolicy, RewardAdapter
 from trl_grpo_ext.rewards.adapters.batch import RewardBatch
-from trl_grpo_ext.rewards.adapters.calls import call_rows, callable_name
+from trl_grpo_ext.rewards.adapters.calls import WHOLE_BATCH, call_rows, callable_name
 
 _TEXTS = ("query", "prompt", "response", "completion")
-_WHOLE_BATCH = ("prompts", "completions", "completion_ids")
 _NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
@@ -23,11 +22,16 @@ def _parameters(name: str, func: Callable[..., Any]) -> list[Parameter]:
                 f"Reward {name!r} takes {parameter.name!r} by position only, but arguments are chosen by their names; "
                 "remove the '/' from its definition."
             )
-        if parameter.name in _WHOLE_BATCH and parameter.kind in _NAMED:
+        if parameter.name in WHOLE_BATCH and parameter.kind in _NAMED:
             raise ValueError(
                 f"Reward {name!r} takes {parameter.name!r}, the rows of a whole batch, but ScalarReward calls it once "
                 "per row; use TRLReward, or name the argument 'prompt' or 'completion'."
             )
+    if not any(parameter.kind in _NAMED for parameter in parameters):
+        raise ValueError(
+            f"Reward {name!r} names no argument, so ScalarReward can't tell what to pass; name them, such as "
+            "(query, response), or put functools.wraps(function) on its wrapper."
+        )
     return parameters
 
 
@@ -47,8 +51,8 @@ class ScalarReward(RewardAdapter):
         on_error: see `RewardAdapter`.
 
     Raises:
-        ValueError: the function takes a whole batch, or takes an argument by position only; `columns` names a
-            parameter that it lacks; `on_error` is no policy.
+        ValueError: the function takes a whole batch, takes an argument by position only, or names none; `columns`
+            names a parameter that it lacks; `on_error` is no policy.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """TRL's own convention, with the length check, the error policy, and async functions on every TRL version."""
 
-import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from trl_grpo_ext.rewards.adapters.base import ErrorPolicy, RewardAdapter
 from trl_grpo_ext.rewards.adapters.batch import RewardBatch
 from trl_grpo_ext.rewards.adapters.calls import as_list, call_once, callable_name
+from trl_grpo_ext.rewards.adapters.signatures import plain_signature
 
 
 class TRLReward(RewardAdapter):
@@ -31,7 +31,7 @@ class TRLReward(RewardAdapter):
         self.func = func
         # Without a readable signature nothing more is known to be required.
         with suppress(TypeError, ValueError):
-            self.__signature__ = inspect.signature(func)
+            self.__signature__ = plain_signature(func)
 
     def outcomes(self, batch: RewardBatch) -> list[Any]:
         """Call the function once for all rows."""

@@ -1,6 +1,5 @@
 """The parts of a composite reward: its components, how they are called, and gates between them."""
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from trl_grpo_ext._suggest import did_you_mean
+from trl_grpo_ext.rewards.adapters.calls import as_list, as_reward, call_once, callable_name
 from trl_grpo_ext.rewards.composition.groups import Score
 
 Reward = Callable[..., Any]
@@ -34,31 +34,28 @@ class Gate:
 
 
 def _as_score(value: Any, component: str, row: int) -> Score:
-    if value is None:
+    if isinstance(value, float) and math.isnan(value):
         return None
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"Reward {component!r} must return a number or None per row, but returned {value!r} for row {row}."
+    score = as_reward(value)
+    if isinstance(score, Exception):
+        raise type(score)(
+            f"Reward {component!r} must return finite numbers, or None, but for row {row} {score}."
         ) from None
-    if math.isinf(score):
-        raise ValueError(f"Reward {component!r} must return finite numbers, but returned {score} for row {row}.")
-    return None if math.isnan(score) else score
+    return score
 
 
 def call_component(reward: Reward, component: str, rows: int, kwargs: Mapping[str, Any]) -> list[Score]:
-    """Call one component and return its scores, NaN as None.
+    """Call one component, sync or async, and return its scores, NaN as None.
 
     Raises:
-        ValueError: a wrong number of values, or an infinite one.
+        ValueError: not a list, a wrong number of values, or an infinite one.
         TypeError: a value that is neither a number nor None.
+        Exception: what the component raises.
     """
-    values = list(reward(**kwargs))
-    if len(values) != rows:
-        raise ValueError(
-            f"Reward {component!r} must return one value per completion ({rows}), but returned {len(values)}."
-        )
+    result = call_once(reward, **kwargs)
+    if isinstance(result, Exception):
+        raise result
+    values = as_list(component, result, rows)
     return [_as_score(value, component, row) for row, value in enumerate(values)]
 
 
@@ -90,26 +87,26 @@ def named_rewards(rewards: Mapping[str, Reward] | Sequence[Reward]) -> dict[str,
 
     Raises:
         ValueError: no reward, or two of one name.
-        TypeError: an async reward.
     """
-    if isinstance(rewards, Mapping):
-        named = dict(rewards)
-    else:
-        named = {getattr(reward, "__name__", type(reward).__name__): reward for reward in rewards}
+    named = dict(rewards if isinstance(rewards, Mapping) else ((callable_name(reward), reward) for reward in rewards))
     if not named or len(named) != len(rewards):
         raise ValueError(
             f"rewards must be at least one reward, each with a name of its own, not {list(named)} for {len(rewards)} "
             "rewards; give a mapping {name: reward}."
         )
-    for name, reward in named.items():
-        if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
-            raise TypeError(f"Reward {name!r} is async, which a composite can't await; wrap it in a plain function.")
     return named
 
 
+def metric_sources(reward: Any) -> list[Any]:
+    """Return the reward's parts at any depth, what it wraps, and itself: those of them that keep `last_metrics`."""
+    inner = [*getattr(reward, "parts", ()), *([reward.__wrapped__] if hasattr(reward, "__wrapped__") else [])]
+    found = [source for part in inner for source in metric_sources(part)]
+    return [*found, reward] if hasattr(reward, "last_metrics") else found
+
+
 def collect_metrics(reward: Any) -> dict[str, float]:
-    """Return `last_metrics` of a reward and of its `parts`, at any depth: the figures of its last call."""
+    """Return the figures of the last call of a reward and of its `metric_sources`."""
     metrics: dict[str, float] = {}
-    for part in getattr(reward, "parts", ()):
-        metrics |= collect_metrics(part)
-    return metrics | getattr(reward, "last_metrics", {})
+    for source in metric_sources(reward):
+        metrics |= source.last_metrics
+    return metrics

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trl_grpo_ext._suggest import did_you_mean
+from trl_grpo_ext.rewards.adapters.signatures import joint_signature
 from trl_grpo_ext.rewards.composition.components import (
     Gate,
     Missing,
@@ -14,7 +15,7 @@ from trl_grpo_ext.rewards.composition.components import (
     named_rewards,
     per_component,
 )
-from trl_grpo_ext.rewards.composition.groups import NORMALISATIONS, Score, find_groups, normalise
+from trl_grpo_ext.rewards.composition.groups import NORMALISATIONS, Score, check_group_size, find_groups, normalise
 from trl_grpo_ext.rewards.composition.schedules import Constant, Schedule, training_progress
 
 
@@ -30,10 +31,11 @@ class CompositeReward:
     `<name>/<component>/` `mean` (before gates), `term` (its mean share of the sum), `weight` (at this step), `skipped`
     (share of None) and `gated` (share behind a closed gate). A figure without any scored row is left out. On older TRL, `RewardMetricsCallback` logs the same figures.
 
-    The object can be pickled where its components can. It needs whole groups in each call, when it normalises.
+    The object can be pickled where its components can. It needs whole groups in each call, when it normalises. Async
+    components are awaited, one component after the other.
 
     Args:
-        rewards: reward functions with distinct names, or a mapping of names to them. Not async.
+        rewards: reward functions with distinct names, or a mapping of names to them.
         weights: component -> weight, or one weight for all; 1.0 by default. Negative weights are penalties.
         schedules: component -> function of the progress in [0, 1], see `composition.schedules`; constant by default.
         gates: `Gate`s. A component may have several: all must be open.
@@ -42,13 +44,14 @@ class CompositeReward:
             "omit": the component adds nothing to this row's sum, which is the group's mean under "standardise" and
             "rank"; a number: that score instead. A row without any component's score is None in every case.
         total: normalisation of the sum within the group: "none" (default), "standardise" or "rank".
-        group_size: the trainer's `num_generations`; None (default) takes runs of equal prompts (`find_groups`).
+        group_size: rows per group where no trainer is calling, see `find_groups`; None by default.
         name: the name under which TRL logs the sum; "composite" by default.
 
     Raises:
         ValueError: no rewards, two of one name, an unknown component, normalisation or policy, a weight that is not a
-            finite number; in a call: a component with a wrong number of values or an infinite one, or no clean groups.
-        TypeError: an async component; in a call: a component that returns something other than numbers and None.
+            finite number; in a call: a component with a wrong number of values or an infinite one, a schedule that
+            gives no finite number, or no clean groups.
+        TypeError: in a call: a component that returns something other than numbers and None.
     """
 
     def __init__(
@@ -70,7 +73,8 @@ class CompositeReward:
         self.schedules = per_component("schedules", schedules or {}, Constant(), names)
         self.normalisation = per_component("normalisation", normalisation, "none", names)
         self.missing = per_component("missing", missing, "skip", names)
-        self.gates, self.total, self.group_size = tuple(gates), total, group_size
+        self.gates, self.total, self.group_size = tuple(gates), total, check_group_size(group_size)
+        self.__signature__ = joint_signature(self.rewards.values())
         self.last_metrics: dict[str, float] = {}
         self.last_components: dict[str, list[Score]] = {}
         self._check()
@@ -80,7 +84,8 @@ class CompositeReward:
             weight, missing = self.weights[component], self.missing[component]
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
                 raise ValueError(f"weights: the weight of {component!r} must be a finite number, not {weight!r}.")
-            if missing not in ("skip", "omit") and (isinstance(missing, bool | str) or not math.isfinite(missing)):
+            number = isinstance(missing, int | float) and not isinstance(missing, bool) and math.isfinite(missing)
+            if missing not in ("skip", "omit") and not number:
                 raise ValueError(
                     f"missing: the policy of {component!r} must be 'skip', 'omit' or a finite number, not {missing!r}."
                 )
@@ -96,6 +101,14 @@ class CompositeReward:
                 raise ValueError(
                     f"gates: {gate.component!r} must open at least one component and not itself, not {gate.opens}."
                 )
+
+    def _weight(self, name: str, progress: float) -> float:
+        factor = self.schedules[name](progress)
+        if not math.isfinite(factor):
+            raise ValueError(
+                f"schedules: that of {name!r} gave {factor!r} at progress {progress}, not a finite number."
+            )
+        return self.weights[name] * factor
 
     def _closed(self, component: str, raw: Mapping[str, list[Score]]) -> list[Score]:
         """Return per row the score that a closed gate forces on the component, None where all its gates are open."""
@@ -132,7 +145,7 @@ class CompositeReward:
         kwargs = {**kwargs, "completions": completions}
         progress = training_progress(kwargs.get("trainer_state"))
         raw = {name: call_component(reward, name, rows, kwargs) for name, reward in self.rewards.items()}
-        weights = {name: self.weights[name] * self.schedules[name](progress) for name in raw}
+        weights = {name: self._weight(name, progress) for name in raw}
         groups = self._groups(rows, kwargs.get("prompts"))
         terms, gated = {}, {}
         for name, scores in raw.items():

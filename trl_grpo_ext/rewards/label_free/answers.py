@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Callable, Sequence
-from decimal import Context, Decimal
+from functools import lru_cache
 
-from trl_grpo_ext.rewards.extraction import last_answer_line, last_boxed
 from trl_grpo_ext.rewards.matching import normalise_answer
-from trl_grpo_ext.rewards.numbers import MAX_DIGITS, final_number
+from trl_grpo_ext.rewards.math_answers import final_answer
+from trl_grpo_ext.rewards.math_values import fast_equal
 
 MAX_ANSWER_CHARACTERS = 200
 
@@ -20,50 +20,39 @@ _REFUSAL_WORDS = (
     r"(?:there is )?(?:not enough|insufficient) information\b|n/?a$|none$|idk\b)"
 )
 _REFUSAL = re.compile(r"[\W_]*" + _REFUSAL_WORDS, re.IGNORECASE)
-_WHOLE_NUMBER = re.compile(r"[$€£¥]?[-+\u2212]?[$€£¥]?[0-9][0-9,]*(?:\.[0-9]+)?%?\.?")
-
-
-def _number_key(number: Decimal) -> str:
-    # The default context would round to 28 digits and so call different long numbers equal.
-    return format(number.normalize(Context(prec=2 * MAX_DIGITS)), "E")
-
-
-def _answer_key(text: str) -> str | None:
-    """Return a number's value, or the normalised text when it is short enough to be an answer."""
-    text = text.strip()
-    number = final_number(text) if _WHOLE_NUMBER.fullmatch(text[:MAX_ANSWER_CHARACTERS]) else None
-    if number is not None:
-        return _number_key(number)
-    return (normalise_answer(text) or None) if 0 < len(text) <= MAX_ANSWER_CHARACTERS else None
+# Letters, spaces and marks only: what no arithmetic could tell apart.
+_WORDS = re.compile(r"[^\d\\^_={}<>+*/|\u2212]+")
 
 
 def extract_answer(text: str) -> str | None:
-    r"""Return the answer that a completion ends on, in a form in which equal answers are equal strings.
+    r"""Return the answer that a completion ends on: that of `final_answer`, else the last line.
 
-    The first of these that exists: the number after the last `####`; what the last `\boxed{...}` holds; the rest of
-    the line after the last "Answer:" or "answer is"; the last number of the text; the last line. A number gives its
-    value (`1,800`, `$1800.00` and `1800` are one answer), anything else its text without case, punctuation and
-    articles. Time is linear in the text.
+    `final_answer`: what the last `\boxed{...}` holds, else what follows the last `####`, "Answer:" or "answer is", else
+    the last `$formula$` or number. Time is linear in the text.
 
     Args:
         text: a completion.
 
     Returns:
-        The answer; None for an empty text, for a text answer of more than 200 characters, and for `####` without a
-        number. A number that `final_number` refuses (more than 64 digits) counts as text.
+        The answer as it is written; None for an empty text and for an answer of more than 200 characters.
     """
-    if "####" in text:
-        number = final_number(text)
-        return None if number is None else _number_key(number)
-    marked = last_boxed(text)
-    marked = last_answer_line(text) if marked is None else marked
-    if marked:
-        return _answer_key(marked)
-    number = final_number(text)
-    if number is not None:
-        return _number_key(number)
-    lines = text.strip().splitlines()
-    return _answer_key(lines[-1]) if lines else None
+    answer = final_answer(text)
+    if answer is None:
+        answer = (text.strip().splitlines() or [""])[-1]
+    answer = answer.strip()
+    return answer if 0 < len(answer) <= MAX_ANSWER_CHARACTERS else None
+
+
+@lru_cache(maxsize=4096)
+def same_answer(first: str, second: str) -> bool:
+    """Tell whether two answers are one: words by `normalise_answer`, everything else by `fast_equal`.
+
+    So case, articles and punctuation of words make no difference, nor do units and spelling of numbers, fractions, sets
+    and intervals. What only algebra could tell counts as different.
+    """
+    if _WORDS.fullmatch(first) and _WORDS.fullmatch(second):
+        return normalise_answer(first) == normalise_answer(second)
+    return fast_equal(first, second) is True
 
 
 def is_refusal(text: str, answer: str | None) -> bool:
@@ -79,13 +68,13 @@ def is_refusal(text: str, answer: str | None) -> bool:
     return bool(_REFUSAL.match(text[:MAX_ANSWER_CHARACTERS]) or (answer and _REFUSAL.match(answer)))
 
 
-def equivalence_classes(answers: Sequence[str | None], equal: Equality | None = None) -> list[list[int]]:
+def equivalence_classes(answers: Sequence[str | None], equal: Equality = same_answer) -> list[list[int]]:
     """Group the rows whose answers are equal, the largest class first; rows without an answer are in no class.
 
     Args:
         answers: one answer, or None, per row.
-        equal: a function of two answers; string equality by default. Each answer is compared with the first answer of
-            each class, so a relation that isn't transitive depends on the order of the rows.
+        equal: a function of two answers; `same_answer` by default. Each answer is compared with the first answer of
+            each class, so a relation that isn't transitive depends on the order of the rows (50% is 50, and 1/2).
 
     Returns:
         The rows of each class in rising order; of two classes of one size the one that occurs first comes first.
@@ -96,7 +85,7 @@ def equivalence_classes(answers: Sequence[str | None], equal: Equality | None = 
             continue
         for members in classes:
             first = answers[members[0]]
-            if first == answer or (equal is not None and first is not None and equal(first, answer)):
+            if first == answer or (first is not None and equal(first, answer)):
                 members.append(row)
                 break
         else:

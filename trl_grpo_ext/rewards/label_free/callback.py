@@ -31,5 +31,6 @@ class CollapseGuardCallback(RewardMetricsCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop after the optimizer step in which the collapse was found."""
+        super().on_step_end(args, state, control, **kwargs)
         if self.guard.policy == "stop" and self.guard.collapsed:
             control.should_training_stop = True

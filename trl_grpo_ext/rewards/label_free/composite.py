@@ -32,7 +32,7 @@ def label_free_reward(
         weights: of `self_consistency`, `step_validity`, `factual_grounding` and the extra ones; 1.0 each by default.
         consistency: a configured `SelfConsistencyReward`; one with the defaults and `group_size` if None.
         extra: more rewards by name (a format reward, a judge), ranked like the others, None of them adding nothing.
-        group_size: the trainer's `num_generations`; None (default) takes runs of equal prompts.
+        group_size: rows per group where no trainer is calling, see `find_groups`; None by default.
         name: the name under which TRL logs it; "label_free" by default.
 
     Returns:

@@ -72,7 +72,8 @@ class FactualGroundingReward:
             raise ValueError("factual_grounding: corpus must be a sequence of at least one fact, none of them empty.")
         if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
             raise ValueError(f"factual_grounding: top_k must be a whole number of at least 1, not {top_k!r}.")
-        if abstain is not None and not math.isfinite(abstain):
+        number = isinstance(abstain, int | float) and not isinstance(abstain, bool) and math.isfinite(abstain)
+        if abstain is not None and not number:
             raise ValueError(f"factual_grounding: abstain must be a finite number or None, not {abstain!r}.")
         self.__name__ = name
         self.judge, self.top_k, self.min_score, self.abstain = judge, top_k, min_score, abstain
@@ -106,10 +107,10 @@ class FactualGroundingReward:
     def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
         """Return 1.0, 0.0 or `abstain` per completion."""
         verdicts = [self.verdict(completion_text(completion)) for completion in completions]
-        for verdict in VERDICTS:
-            share = verdicts.count(verdict) / max(len(verdicts), 1)
-            self.last_metrics[f"{self.__name__}/{verdict}"] = share
-            if kwargs.get("log_metric") is not None:
-                kwargs["log_metric"](f"{self.__name__}/{verdict}", share)
+        rows = max(len(verdicts), 1)
+        self.last_metrics = {f"{self.__name__}/{verdict}": verdicts.count(verdict) / rows for verdict in VERDICTS}
+        if kwargs.get("log_metric") is not None:
+            for name, share in self.last_metrics.items():
+                kwargs["log_metric"](name, share)
         rewards = {SUPPORTED: 1.0, CONTRADICTED: 0.0, ABSTAIN: self.abstain}
         return [rewards[verdict] for verdict in verdicts]

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trl_grpo_ext._suggest import did_you_mean
+from trl_grpo_ext.rewards.adapters.calls import callable_name
+from trl_grpo_ext.rewards.adapters.signatures import joint_signature
+from trl_grpo_ext.rewards.calling_trainer import in_evaluation
 from trl_grpo_ext.rewards.composition.components import call_component, mean_score
 from trl_grpo_ext.rewards.composition.groups import Score
 from trl_grpo_ext.rewards.label_free.collapse import CollapseDetector
@@ -50,7 +53,8 @@ class CollapseGuard:
     whole groups) so that they stay a measurement, unless `train_on_canaries`.
 
     Use it in the trainer's process, not in a worker: `GRPOTrainer(reward_funcs=[guard], callbacks=[guard.callback()])`.
-    A measurement is one reward call that holds canary rows, summed over ranks; detection starts anew in a resumed run.
+    A measurement is one reward call in training that holds canary rows, summed over ranks; in evaluation every row gets
+    the guarded reward, or the fallback, and needs no mark. Detection starts anew in a resumed run.
     Failure modes: canaries unlike the training rows don't notice its collapse; too few of them raise false alarms or
     none (see `min_drop`); the labels must never be in the prompt.
 
@@ -104,7 +108,7 @@ class CollapseGuard:
                 f"collapse guard: policy 'fallback' and the argument fallback go together, but policy is {policy!r} and "
                 f"fallback is {'not given' if fallback is None else 'given'}."
             )
-        self.__name__ = name or f"guarded_{getattr(reward, '__name__', type(reward).__name__)}"
+        self.__name__ = name or f"guarded_{callable_name(reward)}"
         self.reward, self.truth, self.fallback = reward, truth, fallback
         self.canary_column, self.policy, self.train_on_canaries = canary_column, policy, train_on_canaries
         self.detector = CollapseDetector(window, min_rise, min_drop, patience)
@@ -112,11 +116,12 @@ class CollapseGuard:
         self.watched = False
         self.last_metrics: dict[str, float] = {}
         self.pseudo_signal = math.nan
+        self.__signature__ = joint_signature(self.parts, [canary_column])
 
     @property
     def parts(self) -> tuple[Callable[..., Any], ...]:
-        """The guarded reward, for `collect_metrics`."""
-        return (self.reward,)
+        """The rewards that it calls: the guarded one, the truth, and the fallback where there is one."""
+        return (self.reward, self.truth, *([] if self.fallback is None else [self.fallback]))
 
     def callback(self) -> "CollapseGuardCallback":
         """Return the `TrainerCallback` that stops training for this guard and logs its figures on older TRL."""
@@ -155,8 +160,10 @@ class CollapseGuard:
 
     def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[Score]:
         """Return the guarded reward per completion; None, or the truth, for canary rows."""
-        self._check_watched(kwargs.get("trainer_state"))
         call, total = {**kwargs, "completions": completions}, len(completions)
+        if in_evaluation():
+            return self._rewards(call_component(self.reward, "reward", total, call), (), call, total)
+        self._check_watched(kwargs.get("trainer_state"))
         canaries = self._canaries(call, total)
         truths = self._truths(call, canaries, total)
         pseudo = call_component(self.reward, "reward", total, call)

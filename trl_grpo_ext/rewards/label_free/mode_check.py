@@ -23,13 +23,11 @@ class ModeWindow:
         while len(self._winners) > self.size:
             self._winners.popitem(last=False)
 
-    def share(self, answer: str, equal: Callable[[str, str], bool] | None = None) -> float:
+    def share(self, answer: str, equal: Callable[[str, str], bool]) -> float:
         """Return the share of the remembered prompts that `answer` won; 0.0 while there are fewer than `minimum`."""
         if len(self._winners) < max(self.minimum, 1):
             return 0.0
-        same = sum(
-            winner == answer or (equal is not None and equal(winner, answer)) for winner in self._winners.values()
-        )
+        same = sum(winner == answer or equal(winner, answer) for winner in self._winners.values())
         return same / len(self._winners)
 
     def clear(self) -> None:

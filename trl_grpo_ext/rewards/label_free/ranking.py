@@ -1,10 +1,13 @@
 """In-group ranking: which completion of a prompt is better than which, without an absolute score."""
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
+from trl_grpo_ext.rewards.adapters.calls import callable_name
+from trl_grpo_ext.rewards.adapters.signatures import joint_signature
 from trl_grpo_ext.rewards.composition.components import call_component
-from trl_grpo_ext.rewards.composition.groups import Score, find_groups, normalise
+from trl_grpo_ext.rewards.composition.groups import Score, check_group_size, find_groups, normalise, win_shares
 from trl_grpo_ext.rewards.text import completion_text
 
 Compare = Callable[[Any, str, str], float]
@@ -18,8 +21,8 @@ class RankedReward:
     last digit as large as a real difference; where scores are equal, ranks are.
 
     Args:
-        reward: a reward function of TRL's convention, not async.
-        group_size: the trainer's `num_generations`; None (default) takes runs of equal prompts.
+        reward: a reward function of TRL's convention.
+        group_size: rows per group where no trainer is calling, see `find_groups`; None by default.
         name: "ranked_" and the reward's own name by default.
 
     Raises:
@@ -28,15 +31,19 @@ class RankedReward:
     """
 
     def __init__(self, reward: Callable[..., Any], group_size: int | None = None, name: str | None = None) -> None:
-        own = getattr(reward, "__name__", type(reward).__name__)
-        self.__name__ = name or f"ranked_{own}"
-        self.reward, self.group_size = reward, group_size
+        self.__name__ = name or f"ranked_{callable_name(reward)}"
+        self.reward, self.group_size = reward, check_group_size(group_size)
+        self.__signature__ = joint_signature([reward])
+
+    @property
+    def parts(self) -> tuple[Callable[..., Any], ...]:
+        """The ranked reward."""
+        return (self.reward,)
 
     def __call__(self, completions: Sequence[Any], prompts: Sequence[Any], **kwargs: Any) -> list[Score]:
         """Return one rank, or None, per completion."""
-        own = getattr(self.reward, "__name__", type(self.reward).__name__)
         call = {**kwargs, "completions": completions, "prompts": prompts}
-        scores = call_component(self.reward, own, len(completions), call)
+        scores = call_component(self.reward, callable_name(self.reward), len(completions), call)
         return normalise(scores, find_groups(prompts, self.group_size), "rank")
 
 
@@ -50,7 +57,7 @@ class PairwiseRanking:
 
     Args:
         compare: (prompt, first text, second text) -> number in [0, 1]; 1.0 when the first is better, 0.5 for a draw.
-        group_size: the trainer's `num_generations`; None (default) takes runs of equal prompts.
+        group_size: rows per group where no trainer is calling, see `find_groups`; None by default.
         name: "pairwise_ranking" by default.
 
     Raises:
@@ -59,7 +66,7 @@ class PairwiseRanking:
 
     def __init__(self, compare: Compare, group_size: int | None = None, name: str = "pairwise_ranking") -> None:
         self.__name__ = name
-        self.compare, self.group_size = compare, group_size
+        self.compare, self.group_size = compare, check_group_size(group_size)
 
     def _compare(self, prompt: Any, first: str, second: str) -> float:
         verdict = float(self.compare(prompt, first, second))
@@ -76,17 +83,11 @@ class PairwiseRanking:
         return (self._compare(prompt, first, second) + 1 - self._compare(prompt, second, first)) / 2
 
     def __call__(self, completions: Sequence[Any], prompts: Sequence[Any], **kwargs: Any) -> list[Score]:
-        """Return one win rate per completion, None in groups of one row."""
+        """Return one win rate per completion, None in groups of one row. A column `plain_prompt` is what is asked."""
         texts = [completion_text(completion) for completion in completions]
-        rewards: list[Score] = [None] * len(texts)
+        questions = kwargs.get("plain_prompt") or prompts
+        rewards: dict[int, Score] = {}
         for group in find_groups(prompts, self.group_size):
-            points = dict.fromkeys(group, 0.0)
-            for i in group:
-                for j in range(i + 1, group.stop):
-                    won = self._points(prompts[i], texts[i], texts[j])
-                    points[i] += won
-                    points[j] += 1 - won
-            if len(group) > 1:
-                for row in group:
-                    rewards[row] = points[row] / (len(group) - 1)
-        return rewards
+            pairs = combinations(group, 2)
+            rewards |= win_shares(group, {(i, j): self._points(questions[i], texts[i], texts[j]) for i, j in pairs})
+        return [rewards[row] for row in range(len(texts))]

@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from trl_grpo_ext.rewards.composition.groups import Score, find_groups
+from trl_grpo_ext.rewards.calling_trainer import in_evaluation
+from trl_grpo_ext.rewards.composition.groups import Score, check_group_size, find_groups
 from trl_grpo_ext.rewards.label_free.answers import (
     Equality,
     Extractor,
     equivalence_classes,
     extract_answer,
     is_refusal,
+    same_answer,
 )
 from trl_grpo_ext.rewards.label_free.mode_check import ModeWindow
 from trl_grpo_ext.rewards.text import completion_text
@@ -41,11 +43,12 @@ class SelfConsistencyReward:
 
     Instances can be pickled, the window included, where their functions can. The window belongs to the process: ranks
     keep their own, a resumed run begins an empty one, and a call with a smaller `trainer_state.global_step` than the
-    one before (another run) empties it. Each call must hold whole groups.
+    one before (another run) empties it. Evaluation is judged by it, and leaves it as it is. Each call must hold whole
+    groups.
 
     Args:
         extract: text -> answer, or None; `extract_answer` by default.
-        equal: whether two answers are the same; equality of the strings by default.
+        equal: whether two answers are the same; `same_answer` by default.
         refusal: (text, answer) -> whether the completion declines to answer; `is_refusal` by default.
         min_agreement: 0.25 by default.
         max_agreement: 0.95 by default; 1.0 keeps unanimous groups.
@@ -53,7 +56,7 @@ class SelfConsistencyReward:
         mode_window: how many different prompts the mode check looks back; 64 by default, 0 switches it off.
         max_mode_share: 0.5 by default.
         min_mode_prompts: the mode check begins with this many different prompts; 8 by default.
-        group_size: the trainer's `num_generations`; None (default) takes runs of equal prompts.
+        group_size: rows per group where no trainer is calling, see `find_groups`; None by default.
         name: "self_consistency" by default.
 
     Attributes:
@@ -70,7 +73,7 @@ class SelfConsistencyReward:
     def __init__(
         self,
         extract: Extractor = extract_answer,
-        equal: Equality | None = None,
+        equal: Equality = same_answer,
         refusal: Callable[[str, str | None], bool] = is_refusal,
         min_agreement: float = 0.25,
         max_agreement: float = 0.95,
@@ -89,12 +92,12 @@ class SelfConsistencyReward:
                 f"self_consistency: min_agreement must not exceed max_agreement, but {min_agreement} > {max_agreement}."
             )
         for argument, count in {"mode_window": mode_window, "min_mode_prompts": min_mode_prompts}.items():
-            if not isinstance(count, int) or count < 0:
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
                 raise ValueError(f"self_consistency: {argument} must be a whole number from 0, not {count!r}.")
         self.__name__ = name
         self.extract, self.equal, self.refusal = extract, equal, refusal
         self.min_agreement, self.max_agreement, self.min_margin = min_agreement, max_agreement, min_margin
-        self.max_mode_share, self.group_size = max_mode_share, group_size
+        self.max_mode_share, self.group_size = max_mode_share, check_group_size(group_size)
         self.last_metrics: dict[str, float] = {}
         self.pseudo_signal = math.nan
         self._window = ModeWindow(mode_window, min_mode_prompts)
@@ -130,8 +133,9 @@ class SelfConsistencyReward:
         winners = [
             answers[group[found[0][0]]] if found else None for group, found in zip(groups, classes, strict=True)
         ]
+        learning = not in_evaluation()
         for group, winner in zip(groups, winners, strict=True):
-            if winner is not None and self._window.size:
+            if winner is not None and self._window.size and learning:
                 self._window.add(repr(names[group.start]), winner)
         # Every winner of the call is in the window before the first is judged: the order of the groups can't matter.
         constant = [

@@ -44,12 +44,21 @@ def _version(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
+def _refuse_isolated(func: RewardFunction) -> None:
+    # Any class of that name: this module can't import it.
+    if type(func).__name__ == "IsolatedReward":
+        raise ValueError(
+            f"IsolatedReward: {func.__name__!r} runs in worker processes already; use it as it is, without a wrapper."
+        )
+
+
 def _ship_spec(spec: str) -> Shipment:
     where, _, function = spec.rpartition(":")
     if not where:
         from trl_grpo_ext.rewards.registry import resolve_reward_funcs
 
         (builtin,) = resolve_reward_funcs(spec)
+        _refuse_isolated(builtin)
         return Shipment(spec, spec, b"", _version(spec.encode(), _source(_file_of(builtin))))
     if where.endswith(".py"):
         file = Path(where).expanduser().resolve()
@@ -112,6 +121,7 @@ def ship(func: RewardFunction | str, name: str | None = None) -> Shipment:
     if isinstance(func, str):
         shipment = _ship_spec(func)
         return Shipment(name or shipment.name, shipment.spec, b"", shipment.version)
+    _refuse_isolated(func)
     name = name or getattr(func, "__name__", None)
     if not isinstance(name, str):
         raise ValueError(f"IsolatedReward: {func!r} has no __name__, under which it is logged; give name='...'.")

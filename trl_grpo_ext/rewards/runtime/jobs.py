@@ -4,6 +4,7 @@ import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,10 @@ from trl_grpo_ext.rewards.runtime.functions import Shipment
 from trl_grpo_ext.rewards.runtime.messages import DeadlineExceeded
 from trl_grpo_ext.rewards.runtime.process import WorkerProcess
 from trl_grpo_ext.rewards.runtime.settings import WorkerSettings
+from trl_grpo_ext.rewards.runtime.slots import Slot
 
 _LARGEST_CHUNK = 64
+_GRACE = 0.25
 
 
 @dataclass(frozen=True)
@@ -60,30 +63,10 @@ class Job:
     state: bytes | None = None
     wants_logs: bool = False
 
-
-class Slot:
-    """A place in the pool: a worker, and after its end the next one."""
-
-    def __init__(self, settings: WorkerSettings) -> None:
-        self._settings = settings
-        self.worker: WorkerProcess | None = None
-
-    def start(self) -> WorkerProcess:
-        """Return the worker, starting it where there is none."""
-        if self.worker is None:
-            self.worker = WorkerProcess(self._settings)
-        return self.worker
-
-    def replace(self) -> None:
-        """Kill the worker, and let the next one start while others work."""
-        self.stop()
-        self.start()
-
-    def stop(self) -> None:
-        """Kill the worker, if there is one."""
-        worker, self.worker = self.worker, None
-        if worker is not None:
-            worker.kill()
+    @property
+    def patience(self) -> float:
+        """Seconds until the worker itself is killed: a little more where it can end its fork and go on."""
+        return self.deadline + (_GRACE if self.sandbox else 0.0)
 
 
 class Run:
@@ -93,10 +76,18 @@ class Run:
         job: the calls.
         settings: the pool's.
         borrow: gives a slot of the pool, and takes it back.
+        stop: set when nobody wants the outcomes any more.
     """
 
-    def __init__(self, job: Job, settings: WorkerSettings, borrow: Callable[[], AbstractContextManager[Slot]]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        settings: WorkerSettings,
+        borrow: Callable[[], AbstractContextManager[Slot]],
+        stop: threading.Event | None = None,
+    ) -> None:
         self._job = job
+        self._stop = stop or threading.Event()
         self._settings = settings
         self._borrow = borrow
         self._outcomes: list[Outcome | None] = [None] * len(job.calls)
@@ -110,7 +101,7 @@ class Run:
         """Make the calls and return their outcomes, in order.
 
         Raises:
-            RewardLoadError, SandboxUnavailable.
+            RewardLoadError, SandboxUnavailable; CancelledError after `stop`.
         """
         feeders = min(self._settings.workers, len(self._chunks))
         threads = [threading.Thread(target=self._feed_safely, daemon=True) for _ in range(feeders - 1)]
@@ -122,6 +113,7 @@ class Run:
             self._join(threads)
         if self._failures:
             raise self._failures[0]
+        self._check_wanted()
         return [outcome for outcome in self._outcomes if outcome is not None]
 
     def _join(self, threads: Sequence[threading.Thread]) -> None:
@@ -148,7 +140,12 @@ class Run:
             self._chunks.clear()
             raise
 
+    def _check_wanted(self) -> None:
+        if self._stop.is_set():
+            raise CancelledError("nobody waits for these rewards any more")
+
     def _next_chunk(self) -> list[int] | None:
+        self._check_wanted()
         # Not `if self._chunks`: another thread may take the last one in between.
         try:
             return self._chunks.popleft()
@@ -192,13 +189,13 @@ class Run:
         """Return how many calls are done with: all, or those up to the one for which the worker was killed."""
         done = 0
         try:
-            for reply in worker.replies(len(chunk), self._job.deadline):
-                self._outcomes[chunk[done]] = _outcome(reply)
+            for reply in worker.replies(len(chunk), self._job.patience):
+                self._outcomes[chunk[done]] = _outcome(reply, self._job)
                 done += 1
+                self._check_wanted()
             return done
         except DeadlineExceeded:
-            message = f"killed at the deadline of {self._job.deadline:g} s"
-            self._outcomes[chunk[done]] = Outcome("timeout", message=message)
+            self._outcomes[chunk[done]] = _timeout(self._job)
         except WorkerEnded as error:
             self._outcomes[chunk[done]] = Outcome("killed", message=f"its worker process is gone: {error.reason}")
         except BaseException:
@@ -216,13 +213,22 @@ class Run:
             "calls": [job.calls[index] for index in chunk],
             "cpu": settings.cpu_limit or job.deadline + 1,
             "fork": job.sandbox,
+            "deadline": job.deadline,
             "state": job.state,
             "wants_logs": job.wants_logs,
         }
         return pickle.dumps(request)
 
 
-def _outcome(reply: dict[str, Any]) -> Outcome:
+def _timeout(job: Job) -> Outcome:
+    return Outcome("timeout", message=f"killed at the deadline of {job.deadline:g} s")
+
+
+def _outcome(reply: dict[str, Any], job: Job) -> Outcome:
+    if "late" in reply:
+        return _timeout(job)
+    if "ended" in reply:
+        return Outcome("killed", reply, str(reply["ended"]))
     if "error" not in reply:
         return Outcome("ok", reply)
     return Outcome("error", reply, f"{reply['error']}. In the worker:\n{reply.get('trace', '')}")

@@ -10,9 +10,10 @@ from concurrent.futures import Future
 from typing import Any
 
 from trl_grpo_ext.rewards.runtime.cache import ResultCache
-from trl_grpo_ext.rewards.runtime.jobs import Job, Outcome, Run, Slot
+from trl_grpo_ext.rewards.runtime.jobs import Job, Outcome, Run
 from trl_grpo_ext.rewards.runtime.process import Capabilities
 from trl_grpo_ext.rewards.runtime.settings import WorkerSettings
+from trl_grpo_ext.rewards.runtime.slots import Slot
 
 COUNTERS = ("rows", "errors", "timeouts", "kills", "skips", "cache_hits")
 _runtimes: "weakref.WeakSet[RewardRuntime]" = weakref.WeakSet()
@@ -21,7 +22,7 @@ _runtimes: "weakref.WeakSet[RewardRuntime]" = weakref.WeakSet()
 def _stop_all(slots: Sequence[Slot], owner: int) -> None:
     if os.getpid() == owner:
         for slot in slots:
-            slot.stop()
+            slot.close()
 
 
 class RewardRuntime:
@@ -38,6 +39,7 @@ class RewardRuntime:
             then the worker and everything it started is killed.
         load_deadline: seconds for a worker to start, and to import a reward function.
         memory_limit: bytes of address space of each process (RLIMIT_AS); beyond it the function gets a MemoryError.
+            A worker whose processes together have twice that resident is killed (sampled every 50 ms).
         cpu_limit: CPU seconds of one call; None is `deadline` + 1.
         file_limit: bytes of one file written; the scratch folder holds twice that.
         process_limit: processes and threads' children that a worker may have at a time; beyond it, it is killed.
@@ -178,8 +180,12 @@ class RewardRuntime:
         elif self._closed:
             slot.stop()
 
-    def run(self, job: Job) -> list[Outcome]:
+    def run(self, job: Job, stop: threading.Event | None = None) -> list[Outcome]:
         """Make the calls of a job, on as many workers as are free.
+
+        Args:
+            job: the calls.
+            stop: set it when nobody wants the outcomes any more: no further call is made.
 
         Returns:
             One outcome per call, in order. A call that is killed does not touch the others.
@@ -187,8 +193,9 @@ class RewardRuntime:
         Raises:
             RewardLoadError: the function can't be loaded in a worker.
             SandboxUnavailable: the job wants a sandbox that the worker has not got.
+            concurrent.futures.CancelledError: it was stopped.
         """
-        return Run(job, self.settings, self._borrowed).finish()
+        return Run(job, self.settings, self._borrowed, stop).finish()
 
 
 def _forget_in_fork() -> None:

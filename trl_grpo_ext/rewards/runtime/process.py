@@ -22,7 +22,7 @@ from trl_grpo_ext.rewards.runtime.messages import MAX_REPLY_BYTES, BadMessage, C
 from trl_grpo_ext.rewards.runtime.settings import WorkerSettings
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
-_TOO_MANY_PROCESSES = 75
+_TOO_MANY_PROCESSES, _TOO_MUCH_MEMORY = 75, 76
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def _environment(settings: WorkerSettings) -> dict[str, str]:
 def _why(code: int) -> str:
     if code == _TOO_MANY_PROCESSES:
         return "it started more processes than process_limit allows"
+    if code == _TOO_MUCH_MEMORY:
+        return "it used more memory than memory_limit allows"
     if code == 128 + signal.SIGXCPU:
         return "it used more CPU time than cpu_limit allows"
     if code > 128:

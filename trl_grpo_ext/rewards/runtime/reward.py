@@ -1,21 +1,20 @@
 """A reward function that runs in worker processes, in TRL's calling convention."""
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trl_grpo_ext.rewards.errors import RewardError
-from trl_grpo_ext.rewards.runtime.arguments import pickled_state, replay_extra, replay_metrics, rows_of, split_columns
-from trl_grpo_ext.rewards.runtime.cache import row_key
+from trl_grpo_ext.rewards.runtime.ahead import Ahead, rewards_after
+from trl_grpo_ext.rewards.runtime.arguments import split_columns
 from trl_grpo_ext.rewards.runtime.capabilities import sandbox_capabilities, unavailable_message
 from trl_grpo_ext.rewards.runtime.errors import SandboxUnavailable
 from trl_grpo_ext.rewards.runtime.functions import RewardFunction, Shipment, ship
-from trl_grpo_ext.rewards.runtime.jobs import Job, Outcome
+from trl_grpo_ext.rewards.runtime.jobs import Outcome
 from trl_grpo_ext.rewards.runtime.policies import Policy, check_deadline, check_policy, name_of
-from trl_grpo_ext.rewards.runtime.pool import COUNTERS, RewardRuntime, default_runtime
+from trl_grpo_ext.rewards.runtime.pool import RewardRuntime, default_runtime
 from trl_grpo_ext.rewards.runtime.rows import checked_rewards
-
-_COUNTED = {"error": "errors", "timeout": "timeouts", "killed": "kills"}
+from trl_grpo_ext.rewards.runtime.scoring import Scored, Scorer
 
 
 class IsolatedReward:
@@ -28,6 +27,7 @@ class IsolatedReward:
     `log_extra` and `log_metric` is replayed in the trainer (metrics as means over the rows). An `async def` function
     is awaited in the worker. `environments` stay in the trainer.
 
+    A trainer's isolated rewards run at the same time: the first that is called starts the work of those after it.
     Equal rows of one call are run once. Results are reused for rows with equal arguments in later calls, except where the function read `trainer_state`, logged something,
     failed, or the row holds objects such as images. Counters per function: `reward.stats()`, and in the logged metrics
     `reward_runtime/<name>/...` where TRL passes `log_metric` (TRL >= 1.0).
@@ -94,13 +94,17 @@ class IsolatedReward:
         self.__name__ = self._shipment.name
         self._in_process = in_process
         self._runtime = runtime
-        self._on_error = on_error
-        self._on_kill = on_error if on_kill is None else on_kill
-        self._deadline = deadline
-        self._rowwise = rowwise
-        self._cached = rowwise and not stateful
-        self._sandbox = sandbox
-        self._allow_unsandboxed = allow_unsandboxed
+        self._scorer = Scorer(
+            shipment=self._shipment,
+            on_error=on_error,
+            on_kill=on_error if on_kill is None else on_kill,
+            deadline=deadline,
+            rowwise=rowwise,
+            cached=rowwise and not stateful,
+            sandbox=sandbox,
+            allow_unsandboxed=allow_unsandboxed,
+        )
+        self._ahead: Ahead[Scored] | None = None
         if not isinstance(func, str):
             # check_reward_columns reads the function's own arguments through this.
             self.__wrapped__ = func
@@ -108,13 +112,13 @@ class IsolatedReward:
         self._check_sandbox()
 
     def _check_sandbox(self) -> None:
-        if self._sandbox and not self._allow_unsandboxed:
+        if self._scorer.sandbox and not self._scorer.allow_unsandboxed:
             capabilities = sandbox_capabilities(self.runtime.settings)
             if not capabilities.sandbox:
                 raise SandboxUnavailable(unavailable_message(self.__name__, capabilities))
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
+        state = self.__dict__ | {"_ahead": None}
         if not self._in_process:
             # The function itself may have no importable name; its shipment has its code.
             state.pop("__wrapped__", None)
@@ -147,23 +151,57 @@ class IsolatedReward:
             RewardLoadError: the function can't be loaded in a worker.
             ValueError: a column has not one value per completion.
         """
-        counts = dict.fromkeys(COUNTERS, 0)
-        counts["rows"] = len(completions)
         arguments = {"prompts": prompts, "completions": completions, **kwargs}
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.is_for(arguments):
+            return self._finish(ahead.result(), arguments)
+        if ahead is not None:
+            ahead.cancel()
+        return self._call_with_others(rewards_after(self), arguments)
+
+    def _call_with_others(self, others: Sequence[Any], arguments: dict[str, Any]) -> list[float | None]:
+        """Run this reward here, and those that come after it in threads, each in workers."""
+        started = [other for other in others if isinstance(other, IsolatedReward) and other._begin(arguments)]
         try:
-            if self._in_process:
-                return self._call_here(arguments, counts)
-            return self._call_there(arguments, counts)
-        finally:
-            self._report(counts, kwargs.get("log_metric"))
+            return self._finish(Scored.of(self._score, arguments), arguments)
+        except BaseException:
+            for other in started:
+                other._abandon()
+            raise
 
-    def _report(self, counts: dict[str, int], log_metric: Callable[..., Any] | None) -> None:
-        self.runtime.count(self.__name__, **counts)
+    def _begin(self, arguments: dict[str, Any]) -> bool:
+        """Start the work of a call that is to come, and say so; one that runs in the trainer has to wait its turn."""
+        if self._in_process or (self._ahead is not None and self._ahead.is_for(arguments)):
+            return False
+        self._abandon()
+        self._ahead = Ahead(arguments, lambda stop: Scored.of(self._score, arguments, stop))
+        return True
+
+    def _abandon(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+
+    def _score(
+        self, arguments: Mapping[str, Any], scored: Scored, stop: threading.Event | None = None
+    ) -> list[float | None]:
+        if self._in_process:
+            return self._call_here(arguments, scored.counts)
+        return self._scorer.score(self.runtime, arguments, scored, stop)
+
+    def _finish(self, scored: Scored, arguments: Mapping[str, Any]) -> list[float | None]:
+        """Tell the trainer what was logged and counted, and return the rewards or raise the error."""
+        self.runtime.count(self.__name__, **scored.counts)
+        log_metric = arguments.get("log_metric")
         if log_metric is not None:
-            for key, number in counts.items():
+            for key, number in scored.counts.items():
                 log_metric(f"reward_runtime/{self.__name__}/{key}", float(number))
+        if scored.error is not None:
+            raise scored.error
+        scored.replay(arguments)
+        return scored.rewards
 
-    def _call_here(self, arguments: dict[str, Any], counts: dict[str, int]) -> list[float | None]:
+    def _call_here(self, arguments: Mapping[str, Any], counts: dict[str, int]) -> list[float | None]:
         count = counts["rows"]
         columns = split_columns(count, arguments)
         live = {name: arguments[name] for name in arguments if name not in columns and arguments[name] is not None}
@@ -171,83 +209,7 @@ class IsolatedReward:
             return checked_rewards(self.__wrapped__(**columns, **live), count)
         except Exception as error:
             outcome = Outcome("error", message=f"{type(error).__name__}: {error}")
-            if self._on_error == "raise":
+            if self._scorer.on_error == "raise":
                 counts["errors"] += count
                 raise
-            return [self._by_policy(outcome, row, counts) for row in range(count)]
-
-    def _call_there(self, arguments: dict[str, Any], counts: dict[str, int]) -> list[float | None]:
-        count = counts["rows"]
-        columns = split_columns(count, arguments)
-        keys = [row_key(self._shipment.version, row) if self._cached else None for row in rows_of(columns, count)]
-        groups, known = self._plan(keys)
-        outcomes = self._expand(groups, self.runtime.run(self._job(columns, groups, arguments)))
-        rewards = [known.get(row) for row in range(count)]
-        for rows, outcome in outcomes:
-            for row, reward in zip(rows, self._rewards(outcome, rows, counts), strict=True):
-                rewards[row] = reward
-                if outcome.may_be_kept:
-                    self.runtime.cache.store(keys[row], reward)
-        counts["cache_hits"] = len(known) + (len(outcomes) - len(groups))
-        self._replay(outcomes, arguments, count)
-        counts["skips"] = sum(reward is None for reward in rewards)
-        return rewards
-
-    def _plan(self, keys: list[str | None]) -> tuple[list[list[int]], dict[int, float | None]]:
-        """Return the rows of each call to make (equal rows share one), and the results that are known already."""
-        found = [self.runtime.cache.find(key) for key in keys]
-        known = {row: result for row, (hit, result) in enumerate(found) if hit}
-        missing = [row for row in range(len(keys)) if row not in known]
-        if not self._rowwise:
-            return [missing] if missing else [], known
-        groups: dict[Any, list[int]] = {}
-        for row in missing:
-            groups.setdefault(keys[row] or row, []).append(row)
-        return list(groups.values()), known
-
-    def _expand(self, groups: list[list[int]], outcomes: list[Outcome]) -> list[tuple[list[int], Outcome]]:
-        if not self._rowwise:
-            return list(zip(groups, outcomes, strict=True))
-        return [([row], outcome) for rows, outcome in zip(groups, outcomes, strict=True) for row in rows]
-
-    def _job(self, columns: Mapping[str, Any], groups: list[list[int]], arguments: Mapping[str, Any]) -> Job:
-        sent = [group[:1] for group in groups] if self._rowwise else groups
-        calls = [
-            ({name: [values[row] for row in rows] for name, values in columns.items()}, len(rows)) for rows in sent
-        ]
-        return Job(
-            shipment=self._shipment,
-            calls=calls,
-            deadline=self._deadline or self.runtime.settings.deadline,
-            sandbox=self._sandbox,
-            allow_unsandboxed=self._allow_unsandboxed,
-            state=pickled_state(arguments.get("trainer_state")),
-            wants_logs=arguments.get("log_metric") is not None,
-        )
-
-    def _rewards(self, outcome: Outcome, group: list[int], counts: dict[str, int]) -> list[float | None]:
-        if outcome.kind == "ok":
-            try:
-                return checked_rewards(outcome.reply.get("rewards"), len(group))
-            except (TypeError, ValueError) as error:
-                outcome = Outcome("error", message=f"its worker answered nonsense ({error})")
-        return [self._by_policy(outcome, row, counts) for row in group]
-
-    def _by_policy(self, outcome: Outcome, row: int, counts: dict[str, int]) -> float | None:
-        counts[_COUNTED[outcome.kind]] += 1
-        policy = self._on_error if outcome.kind == "error" else self._on_kill
-        if policy == "raise":
-            error = RewardError(
-                f"Reward {self.__name__!r} failed on row {row} of this call: {outcome.message}\nCorrect the function, "
-                "or let such rows be left out with on_error='skip' (on_kill for deadlines and limits)."
-            )
-            error.row = row
-            raise error
-        return None if policy == "skip" else float(policy)
-
-    def _replay(self, outcomes: Sequence[tuple[list[int], Outcome]], arguments: Mapping[str, Any], count: int) -> None:
-        if arguments.get("log_extra") is not None:
-            calls = [(outcome.reply, rows) for rows, outcome in outcomes]
-            replay_extra(calls, count, arguments["log_extra"])
-        if arguments.get("log_metric") is not None:
-            replay_metrics([outcome.reply for _, outcome in outcomes], arguments["log_metric"])
+            return [self._scorer.by_policy(outcome, row, counts) for row in range(count)]

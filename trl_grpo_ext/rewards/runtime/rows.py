@@ -1,20 +1,13 @@
-"""Running rows inside a worker: one call per row, or one for all; in the worker itself, or in a throw-away fork."""
+"""Calling a reward function inside a worker, for one row or for all, and describing what happened."""
 
-import contextlib
 import inspect
 import json
 import math
-import os
 import pickle
-import select
-import signal
 import traceback
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from trl_grpo_ext.rewards.runtime.functions import RewardFunction
-from trl_grpo_ext.rewards.runtime.messages import MAX_REPLY_BYTES, BadMessage, decode_reply
-from trl_grpo_ext.rewards.runtime.sandbox import limit_cpu
 
 Reply = dict[str, Any]
 _TRACE_CHARACTERS = 4000
@@ -116,94 +109,3 @@ def call(func: RewardFunction, columns: dict[str, Any], count: int, state: bytes
 def encode(reply: Reply) -> bytes:
     """Return a reply as JSON; values that a function logged and JSON can't hold become their `repr`."""
     return json.dumps(reply, default=repr).encode()
-
-
-def _read_all(descriptor: int) -> bytes:
-    parts = []
-    while part := os.read(descriptor, 1 << 20):
-        parts.append(part)
-    return b"".join(parts)
-
-
-@contextlib.contextmanager
-def _row_processes(whole_namespace: bool, child: int) -> Iterator[None]:
-    """On leaving, end the row's fork and what it started (all of the namespace, or its process group)."""
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1 if whole_namespace else -child, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(child, 0)
-
-
-def call_in_fork(
-    work: Callable[[], bytes], cpu_seconds: float, whole_namespace: bool, in_child: Callable[[], None]
-) -> bytes:
-    """Run `work` in a fork that is thrown away, so that nothing the row does is seen by later rows.
-
-    Args:
-        work: what to run.
-        cpu_seconds: CPU time of the fork.
-        whole_namespace: whether this process has a process namespace, so that every other process in it belongs to
-            the row and ends with it; else those in the row's process group do.
-        in_child: runs first in the fork.
-
-    Returns:
-        What `work` returned, or an error reply when the fork ended without an answer.
-    """
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            os.setpgid(0, 0)
-            os.close(reader)
-            in_child()
-            limit_cpu(cpu_seconds, final=True)
-            left = memoryview(work())
-            while left:
-                left = left[os.write(writer, left) :]
-        os._exit(0)
-    os.close(writer)
-    with contextlib.suppress(OSError):
-        os.setpgid(child, child)
-    try:
-        with _row_processes(whole_namespace, child):
-            # The end of the row's own process is the end of the row, also when something it started holds the pipe.
-            data = _read_until_end(reader, child)
-    finally:
-        os.close(reader)
-    return _checked(data)
-
-
-def _checked(data: bytes) -> bytes:
-    try:
-        # A row may write what it likes; the trainer gives up a worker that sends nonsense.
-        decode_reply(data)
-    except BadMessage:
-        return encode({"error": "the row's process ended without an answer", "trace": ""})
-    return data
-
-
-def _read_until_end(reader: int, child: int) -> bytes:
-    """Return what the row's process wrote until it closed the pipe or ended; b"" when that is too much."""
-    poll = select.poll()
-    poll.register(reader, select.POLLIN)
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        if poll.poll(5):
-            part = os.read(reader, 1 << 20)
-            parts.append(part)
-            size += len(part)
-            if size > MAX_REPLY_BYTES:
-                return b""
-            if not part:
-                os.waitpid(child, 0)
-                return b"".join(parts)
-        elif os.waitpid(child, os.WNOHANG)[0]:
-            os.set_blocking(reader, False)
-            with contextlib.suppress(BlockingIOError):
-                while part := os.read(reader, 1 << 20):
-                    parts.append(part)
-            return b"".join(parts)

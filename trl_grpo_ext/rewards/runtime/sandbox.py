@@ -16,6 +16,9 @@ from trl_grpo_ext.rewards.runtime import kernel
 from trl_grpo_ext.rewards.runtime.settings import WorkerSettings
 
 _SCRATCH_PLACES = ("/dev/shm", "/var/tmp", "/tmp")
+_NAMESPACE_LIMITS = ("/proc/sys/user/max_user_namespaces",)
+_IPC_LIMITS = ("/proc/sys/kernel/shmmni", "/proc/sys/kernel/msgmni", "/proc/sys/fs/mqueue/queues_max")
+_SCRATCH_FILES = 16_384
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
@@ -47,6 +50,10 @@ def _enter_user_namespace(isolation: Isolation) -> None:
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
         isolation.user = True
+        for limit in _NAMESPACE_LIMITS:
+            # A namespace inside this one would give a program mounts and memory that no limit of ours counts.
+            with contextlib.suppress(OSError):
+                Path(limit).write_text("0")
 
 
 def _scratch_place() -> str:
@@ -71,7 +78,7 @@ def _make_read_only(settings: WorkerSettings) -> str:
     kernel.set_mount_attributes("/", add=attributes, recursive=True)
     for path in devices:
         kernel.set_mount_attributes(path, remove=kernel.ATTR_NODEV)
-    size = f"size={settings.file_limit * 2},mode=0700"
+    size = f"size={settings.file_limit * 2},nr_inodes={_SCRATCH_FILES},mode=0700"
     kernel.mount("tmpfs", scratch, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, size)
     # The sockets of docker, dbus and the like: a connection to one is neither a write nor the network.
     with contextlib.suppress(OSError):
@@ -96,6 +103,10 @@ def enter_namespaces(settings: WorkerSettings) -> Isolation:
     with _noting(isolation, "process namespace"):
         kernel.unshare(kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
         isolation.processes = True
+        for limit in _IPC_LIMITS:
+            # Shared memory outlives the row that made it, and no limit of a process counts it.
+            with contextlib.suppress(OSError):
+                Path(limit).write_text("0")
     if not settings.network:
         with _noting(isolation, "network namespace"):
             kernel.unshare(kernel.CLONE_NEWNET)

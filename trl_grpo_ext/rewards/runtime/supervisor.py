@@ -17,7 +17,7 @@ from trl_grpo_ext.rewards.runtime import kernel
 from trl_grpo_ext.rewards.runtime.sandbox import Isolation, enter_namespaces, show_own_processes
 from trl_grpo_ext.rewards.runtime.settings import WorkerSettings
 
-TOO_MANY_PROCESSES = 75
+TOO_MANY_PROCESSES, TOO_MUCH_MEMORY = 75, 76
 _POLL_MS = 50
 
 
@@ -79,6 +79,16 @@ def _descendants(root: int, limit: int) -> list[int]:
     return found
 
 
+def _resident_bytes(pids: list[int]) -> int:
+    """Return the memory that these processes have to themselves (without files and what is shared as such)."""
+    pages = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError):
+            resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+            pages += int(resident) - int(shared)
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def _reap() -> None:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
@@ -121,9 +131,14 @@ def _watch(child: int, settings: WorkerSettings, trainer: int, control: int, pro
         if poll.poll(_POLL_MS) or os.getppid() != trainer:
             _kill(child)
             return 0
-        if len(_descendants(os.getpid(), limit)) > limit:
+        descendants = _descendants(os.getpid(), limit)
+        if len(descendants) > limit:
             _kill(child)
             return TOO_MANY_PROCESSES
+        # Twice: a fork's memory is counted once more although it shares it.
+        if _resident_bytes(descendants) > 2 * settings.memory_limit:
+            _kill(child)
+            return TOO_MUCH_MEMORY
 
 
 def supervise(
@@ -134,7 +149,7 @@ def supervise(
     after_start: Callable[[], None],
 ) -> int:
     """Isolate, run `work` in a child, and watch it until one of these: it ends; the trainer closes the control pipe
-    or ends; it has more processes than allowed. Nothing that it started is left.
+    or ends; it has more processes or memory than allowed. Nothing that it started is left.
 
     Args:
         settings: the limits.
@@ -144,11 +159,14 @@ def supervise(
         after_start: runs in the supervisor once the child exists; closes what only the child needs.
 
     Returns:
-        The worker's exit code, 128 + signal for one ended by a signal, or `TOO_MANY_PROCESSES`.
+        The worker's exit code, 128 + signal for one ended by a signal, `TOO_MANY_PROCESSES` or `TOO_MUCH_MEMORY`.
     """
     if kernel.is_linux():
         kernel.adopt_orphans()
     isolation = enter_namespaces(settings)
+    if kernel.is_linux():
+        # Before the first fork: the namespace's first process and the worker hold the connection to the trainer.
+        kernel.hide_memory()
     own_folder = None if isolation.files else tempfile.mkdtemp(prefix="reward-")
     isolation.scratch = own_folder or isolation.scratch
     try:

@@ -13,9 +13,10 @@ import sys
 import traceback
 from typing import Any
 
+from trl_grpo_ext.rewards.runtime.forks import call_in_fork, empty_folder
 from trl_grpo_ext.rewards.runtime.functions import RewardFunction, unpack
 from trl_grpo_ext.rewards.runtime.messages import MAX_REQUEST_BYTES, Channel, ChannelClosed
-from trl_grpo_ext.rewards.runtime.rows import call, call_in_fork, encode
+from trl_grpo_ext.rewards.runtime.rows import call, encode
 from trl_grpo_ext.rewards.runtime.sandbox import Isolation, apply_limits, limit_cpu
 from trl_grpo_ext.rewards.runtime.settings import WorkerSettings
 from trl_grpo_ext.rewards.runtime.supervisor import supervise
@@ -63,7 +64,10 @@ class Worker:
 
             if request["fork"]:
                 # A row that could write to the channel could score the rows after it.
-                forked = call_in_fork(work, request["cpu"], self._isolation.processes, self._channel.close)
+                forked = call_in_fork(
+                    work, request["cpu"], request["deadline"], self._isolation.processes, self._channel.close
+                )
+                empty_folder(self._isolation.scratch)
                 self._channel.send(forked)
             else:
                 limit_cpu(request["cpu"], final=False)

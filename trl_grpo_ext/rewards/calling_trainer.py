@@ -1,0 +1,34 @@
+"""What TRL does not tell its rewards: whether it is evaluating, and how many rows make a group.
+
+Both are read from the trainer whose `_calculate_rewards` is among the callers. A reward that runs elsewhere, in a worker
+process or called by hand, has no such caller.
+"""
+
+import inspect
+from typing import Any
+
+from trl_grpo_ext._compat import group_size
+
+
+def calling_trainer() -> Any | None:
+    """Return the GRPO trainer that is computing rewards by calling this, or None."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_calculate_rewards":
+            trainer = frame.f_locals.get("self")
+            if hasattr(trainer, "num_generations"):
+                return trainer
+        frame = frame.f_back
+    return None
+
+
+def in_evaluation() -> bool:
+    """Whether the calling trainer is evaluating; False without one."""
+    trainer = calling_trainer()
+    return trainer is not None and not trainer.model.training
+
+
+def rows_per_group() -> int | None:
+    """Return the calling trainer's `num_generations`, in evaluation its `num_generations_eval`; None without one."""
+    trainer = calling_trainer()
+    return None if trainer is None else group_size(trainer)

@@ -1,0 +1,74 @@
+"""What `ExtendedGRPOTrainer` decides before, and outside of, TRL's own code."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from trl_grpo_ext.config import ExtendedGRPOConfig
+from trl_grpo_ext.config_checks import load_function
+from trl_grpo_ext.losses import LossConfig, LossInputs, LossOutputs
+
+LossFunction = Callable[[LossInputs], LossOutputs]
+
+
+def default_config(model: Any) -> ExtendedGRPOConfig:
+    """Return the config of a trainer that is given none, as TRL makes it."""
+    name = model if isinstance(model, str) else model.config._name_or_path
+    return ExtendedGRPOConfig(f"{name.split('/')[-1]}-GRPO")
+
+
+def chosen_loss(args: Any, loss_fn: LossFunction | None) -> LossFunction | None:
+    """Return the user's loss function, or None.
+
+    Raises:
+        ValueError: a function beside options of the loss that it would replace.
+    """
+    if loss_fn is not None and args.uses_extended_loss:
+        raise ValueError("loss_fn replaces the loss: unset loss_fn and the other options of the loss in the config.")
+    return load_function("loss_fn", args.loss_fn) if args.loss_fn else loss_fn
+
+
+def check_dataset(args: Any, dataset: Any) -> None:
+    """Refuse, before a model is loaded, what the options can't do with this dataset.
+
+    Raises:
+        ValueError: a curriculum column that is not there; dynamic sampling from a stream, or with images.
+    """
+    columns, column = getattr(dataset, "column_names", None) or (), args.curriculum_column
+    if column is not None and column not in columns:
+        raise ValueError(
+            f"curriculum_column={column!r} is not a column of the training set; it has {sorted(columns)}."
+        )
+    if not args.dynamic_sampling_rounds:
+        return
+    if not hasattr(dataset, "__getitem__") or {"image", "images"} & set(columns):
+        raise ValueError(
+            f"dynamic_sampling_rounds={args.dynamic_sampling_rounds} draws further rows by their number and works "
+            "without images only: use a map-style text dataset, or 0."
+        )
+
+
+@contextmanager
+def loading_reference(args: Any, loads_reference: bool) -> Iterator[None]:
+    """Let TRL load a reference model where one is needed at beta 0; it does so only for another beta."""
+    beta = args.beta
+    if loads_reference and args.needs_reference:
+        args.beta = beta or 1.0
+    try:
+        yield
+    finally:
+        args.beta = beta
+
+
+def with_temperature(config: Any, temperature: float) -> Any:
+    """Return a copy of a generation config that samples at this temperature, or, at 0, takes the likeliest token."""
+    changed = copy.deepcopy(config)
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "min_p": None}
+    changed.update(**({"temperature": temperature, "do_sample": True} if temperature > 0 else greedy))
+    return changed
+
+
+def like_trl(trainer: Any) -> LossConfig:
+    """Return the options under which our metrics describe TRL's own loss."""
+    return LossConfig(importance_sampling_level=trainer.importance_sampling_level, delta=trainer.args.delta)
