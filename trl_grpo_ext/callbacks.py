@@ -4,6 +4,7 @@ TRL reads `epsilon_low`, `epsilon_high` and `beta` at every micro-step, so a cal
 learned is kept in the `trainer_state.json` of each checkpoint and taken from there when training is resumed.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from transformers import TrainerCallback
@@ -14,7 +15,7 @@ from trl_grpo_ext.kl import AdaptiveKLController
 from trl_grpo_ext.losses import ClipSchedule
 
 
-class StatefulCallback(TrainerCallback, ExportableState):
+class StatefulCallback(TrainerCallback, ExportableState, ABC):
     """A callback that knows its trainer and keeps a state in the checkpoint.
 
     Subclasses define `state_dict`, `load_state_dict` and `attach`.
@@ -25,17 +26,17 @@ class StatefulCallback(TrainerCallback, ExportableState):
         self.trainer: Any = None
         self.saved: dict[str, Any] | None = None
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint keeps, as JSON has it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attach(self, trainer: Any) -> None:
         """Check the trainer, and take from it what is needed."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         """Return what transformers writes into `trainer_state.json`."""

@@ -4,22 +4,16 @@ Both are read from the trainer whose `_calculate_rewards` is among the callers. 
 process or called by hand, has no such caller.
 """
 
-import inspect
 from typing import Any
 
+from trl_grpo_ext._attach import callers
 from trl_grpo_ext._compat import group_size
 
 
 def calling_trainer() -> Any | None:
     """Return the GRPO trainer that is computing rewards by calling this, or None."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == "_calculate_rewards":
-            trainer = frame.f_locals.get("self")
-            if hasattr(trainer, "num_generations"):
-                return trainer
-        frame = frame.f_back
-    return None
+    scoring = (frame.f_locals.get("self") for frame in callers() if frame.f_code.co_name == "_calculate_rewards")
+    return next((owner for owner in scoring if hasattr(owner, "num_generations")), None)
 
 
 def in_evaluation() -> bool:

@@ -3,6 +3,7 @@
 import inspect
 import os
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from trl_grpo_ext._suggest import did_you_mean
 CONTROLS = ("none", "random", "shuffled")
 
 
-class _RewardControl:
+class _RewardControl(ABC):
     """Shows the name and signature of the wrapped reward function, calls it, and owns a generator.
 
     The generator is seeded by (`seed`, the function's name, the RANK of this process), so that ranks differ and no
@@ -25,8 +26,9 @@ class _RewardControl:
         self.__wrapped__ = func
         self._generator = random.Random(f"{seed}|{func.__name__}|{os.environ.get('RANK', '0')}")
 
+    @abstractmethod
     def _replace(self, rewards: Sequence[Any]) -> list[Any]:
-        raise NotImplementedError
+        """The control's rewards for the true ones of a call."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._replace(self.__wrapped__(*args, **kwargs))
@@ -70,7 +72,7 @@ class AsyncShuffledReward(_AsyncControl, ShuffledReward):
     """`ShuffledReward` of an `async def` reward function."""
 
 
-_CLASSES = {
+_CLASSES: dict[tuple[str, bool], Callable[[Callable[..., Any], int], _RewardControl]] = {
     ("random", False): RandomReward,
     ("random", True): AsyncRandomReward,
     ("shuffled", False): ShuffledReward,
