@@ -166,3 +166,13 @@ def logps_and_entropies(
         **{name: value for name, value in batch.items() if name in taken},
     )
     return result[0], result[1]
+
+
+def logps_result(logps: Any, entropies: Any) -> tuple[Any, ...]:
+    """Return what TRL's `_get_per_token_logps_and_entropies` does; since 1.7 it has a third value, for MoE models."""
+    return (logps, entropies) if trl_version() < (1, 7) else (logps, entropies, None)
+
+
+def has_chunked_head() -> bool:
+    """Whether TRL computes log-probabilities without the logits of whole sequences by itself (TRL >= 1.15)."""
+    return trl_version() >= (1, 15)

@@ -75,6 +75,17 @@ class ExtendedGRPOConfig(import_trl().GRPOConfig):  # type: ignore[misc]
         None, "Temperature of evaluation rollouts, 0 is greedy; default: temperature."
     )
 
+    shared_prompt: bool = _option(
+        False, "Encode each prompt once for all its completions of a micro-batch, in every log-probability pass."
+    )
+    chunked_logps: bool = _option(False, "Never hold the logits of whole sequences; TRL >= 1.15 always does so.")
+    skip_entropy: bool = _option(False, "Compute no entropy in training, and do not log it.")
+    keep_groups: bool = _option(
+        False, "Shuffle groups, not rows, into micro-batches, long ones first where that can't change the loss."
+    )
+    trim_padding: bool = _option(False, "Trim every micro-batch to its own longest prompt and completion.")
+    skip_zero_advantages: bool = _option(False, "Leave rows of advantage 0 out of the policy's pass.")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         config_checks.check(self)
@@ -101,6 +112,12 @@ class ExtendedGRPOConfig(import_trl().GRPOConfig):  # type: ignore[misc]
         """`curriculum_band`, or its default."""
         low, high = self.curriculum_band or (0.25, 0.75)
         return low, high
+
+    @property
+    def orders_groups(self) -> bool:
+        """Whether the loss is the same in whichever order an accumulation window's rows come."""
+        per_micro_batch = self.loss_type == "bnpo" or self.loss_fn or self.clip_kind in ("clip_cov", "kl_cov")
+        return not per_micro_batch and self.top_entropy_quantile >= 1.0 and not config_checks.entropy_bonus(self)
 
     def loss_config(self) -> LossConfig:
         """Return the options of `losses.policy_loss`."""

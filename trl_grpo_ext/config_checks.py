@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from trl_grpo_ext._compat import has_chunked_head
 from trl_grpo_ext.losses.config import check_choice, check_range
 from trl_grpo_ext.sampling import GROUP_FILTERS, ZERO_VARIANCE_POLICIES
 
@@ -43,6 +44,7 @@ def check(config: Any) -> None:
     _check_advantages(config)
     _check_sampling(config)
     _check_curriculum(config)
+    _check_batching(config)
     check_range("eval_temperature", config.eval_temperature, 0.0)
     if config.eval_temperature is not None and config.use_vllm:
         raise ValueError(
@@ -193,3 +195,33 @@ def _check_curriculum(config: Any) -> None:
     band = config.curriculum_band
     if band is not None and not (len(band) == 2 and 0.0 <= band[0] < band[1] <= 1.0):
         raise ValueError(f"curriculum_band must be [low, high] with 0 <= low < high <= 1, not {band!r}.")
+
+
+def entropy_bonus(config: Any) -> str | None:
+    """Return the option that puts the entropy into TRL's loss, if one is set."""
+    return next((name for name in ("entropy_coef", "use_adaptive_entropy") if getattr(config, name, False)), None)
+
+
+def _check_batching(config: Any) -> None:
+    bonus, liger, compiled = entropy_bonus(config), _set(config, "use_liger_loss"), _set(config, "torch_compile")
+    quantile = "top_entropy_quantile" if config.top_entropy_quantile < 1.0 else None
+    of_tokens = "clip_kind" if config.clip_kind in ("clip_cov", "kl_cov") else None
+    user, beta, router = _set(config, "loss_fn"), _set(config, "beta"), _set(config, "router_aux_loss_coef")
+    adaptive = "clip_schedule" if config.clip_schedule == "adaptive" else None
+    own_head = (bonus, router, liger, compiled, _set(config, "cast_lm_head_to_fp32"))
+    excluded = {
+        "shared_prompt": own_head,
+        "chunked_logps": () if has_chunked_head() else own_head,
+        "skip_entropy": (bonus, quantile, user, liger),
+        "skip_zero_advantages": (beta, bonus, quantile, of_tokens, user, adaptive, router, liger),
+    }
+    for name, others in excluded.items():
+        for other in filter(None, others if getattr(config, name) else ()):
+            raise ValueError(
+                f"{name}=True does not work with {other}={getattr(config, other)!r}, which needs what it leaves out: "
+                "unset one of them."
+            )
+
+
+def _set(config: Any, name: str) -> str | None:
+    return name if getattr(config, name, None) else None

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+__all__ = ["Curriculum", "CurriculumSampler"]
+
 # Share of all prompts among which a draw chooses.
 _WINDOW = 0.1
 

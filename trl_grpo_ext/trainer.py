@@ -9,6 +9,7 @@ import torch
 
 from trl_grpo_ext import redraw, scoring, self_certainty_reward
 from trl_grpo_ext._compat import group_size, import_trl, logps_and_entropies, prepare_model
+from trl_grpo_ext.batching import LogProbPasses
 from trl_grpo_ext.callbacks import AdaptiveKLCallback, ClipScheduleCallback, CurriculumCallback
 from trl_grpo_ext.config import ExtendedGRPOConfig
 from trl_grpo_ext.config_checks import load_function
@@ -19,6 +20,7 @@ from trl_grpo_ext.policy_metrics import policy_metrics, set_last
 from trl_grpo_ext.sampling import zero_variance_reasons
 from trl_grpo_ext.scoring import Scored
 from trl_grpo_ext.self_certainty_reward import SelfCertainty
+from trl_grpo_ext.trainer_batches import keep_groups, smaller
 from trl_grpo_ext.trainer_setup import (
     LossFunction,
     check_dataset,
@@ -55,6 +57,9 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
     # A subclass that brings a reference model of its own sets this to False: TRL then loads none because of us.
     loads_reference: ClassVar[bool] = True
 
+    # The newest generation with its rewards, as it is trained on: after everything that replaces rows or rewards.
+    scored: Scored
+
     def __init__(
         self,
         model: Any,
@@ -73,12 +78,15 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
         self.curriculum_sampler: CurriculumSampler | None = None
         self.is_redrawing = False
         self.redrawn: Scored | None = None
+        self.regrouped_inputs: list[dict[str, Any]] | None = None
         self._loss_config: LossConfig | None = None
         if not isinstance(model, str):
             prepare_model(model)
         with loading_reference(args, self.loads_reference):
             super().__init__(model, reward_funcs, args, *rest, **kwargs)
         self.beta = args.beta
+        forms = {"share": args.shared_prompt, "chunk": args.chunked_logps, "skip_entropy": args.skip_entropy}
+        self._passes = LogProbPasses(self.accelerator, self.temperature, **forms)
         # TRL 0.24 reads it in the loss of an evaluation, and sets it in `train()` only.
         self.current_gradient_accumulation_steps = args.gradient_accumulation_steps
         self._self_certainty = [i for i, reward in enumerate(self.reward_funcs) if isinstance(reward, SelfCertainty)]
@@ -109,9 +117,12 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         batch = super()._prepare_inputs(generation_batch)
         # TRL calls it for the tokens of a reward model as well.
-        if self.loss_type == "token_mean" and "completion_mask" in batch:
+        if "completion_mask" not in batch:
+            return batch
+        batch = keep_groups(self, batch)
+        if self.loss_type == "token_mean":
             batch = batch | {"window_tokens": window_tokens(self, batch)}
-        return batch
+        return smaller(self, batch)
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
@@ -146,6 +157,7 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
         self._set_advantages(scored, replaced)
         scoring.withhold_constant_groups(self, scored, scored.totals(self))
         scoring.log_scores(self, first, totals, before)
+        self.scored = scored
         return scored.output
 
     def _observe(self, totals: torch.Tensor) -> None:
@@ -199,7 +211,7 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
                 self.generation_config = config
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        result = self._passes(super()._get_per_token_logps_and_entropies, *args, **kwargs)
         self._last_pass = result[0].detach(), result[1]
         return result
 
@@ -211,10 +223,12 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
         clips = self.uses_extended_loss or self.loss_type in _CLIPPING
         for name, value in policy_metrics(self.accelerator, seen, self.current_loss_config(), clips).items():
             set_last(metrics, name, value, before.get(name, 0))
+        if self.args.skip_entropy:
+            set_last(metrics, "entropy", float("nan"), before.get("entropy", 0))
         return loss * inputs["loss_scale"] if "loss_scale" in inputs else loss
 
     def _extended_loss(self, model: Any, inputs: Any) -> torch.Tensor:
-        logps, entropies = logps_and_entropies(self, model, inputs)
+        logps, entropies = logps_and_entropies(self, model, inputs, not self.args.skip_entropy)
         given = loss_inputs(self, inputs, logps, entropies)
         outputs = self.loss_fn(given) if self.loss_fn else policy_loss(given, self.current_loss_config())
         metrics = self._metrics[scoring.mode_of(self)]

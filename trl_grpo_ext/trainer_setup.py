@@ -22,10 +22,15 @@ def chosen_loss(args: Any, loss_fn: LossFunction | None) -> LossFunction | None:
     """Return the user's loss function, or None.
 
     Raises:
-        ValueError: a function beside options of the loss that it would replace.
+        ValueError: a function beside options of the loss that it would replace, or that leave out what it may need.
     """
     if loss_fn is not None and args.uses_extended_loss:
         raise ValueError("loss_fn replaces the loss: unset loss_fn and the other options of the loss in the config.")
+    for name in ("skip_entropy", "skip_zero_advantages") if loss_fn is not None else ():
+        if getattr(args, name):
+            raise ValueError(
+                f"{name}=True does not work with a loss_fn, which may need what it leaves out: unset one."
+            )
     return load_function("loss_fn", args.loss_fn) if args.loss_fn else loss_fn
 
 
@@ -33,13 +38,16 @@ def check_dataset(args: Any, dataset: Any) -> None:
     """Refuse, before a model is loaded, what the options can't do with this dataset.
 
     Raises:
-        ValueError: a curriculum column that is not there; dynamic sampling from a stream, or with images.
+        ValueError: a curriculum column that is not there; dynamic sampling from a stream; images where none can be.
     """
     columns, column = getattr(dataset, "column_names", None) or (), args.curriculum_column
     if column is not None and column not in columns:
         raise ValueError(
             f"curriculum_column={column!r} is not a column of the training set; it has {sorted(columns)}."
         )
+    for name in ("keep_groups", "trim_padding", "shared_prompt", "skip_zero_advantages"):
+        if getattr(args, name) and {"image", "images"} & set(columns):
+            raise ValueError(f"{name}=True works without images only, and the training set has them: unset it.")
     if not args.dynamic_sampling_rounds:
         return
     if not hasattr(dataset, "__getitem__") or {"image", "images"} & set(columns):

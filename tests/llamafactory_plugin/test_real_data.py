@@ -63,6 +63,20 @@ def check(workspace: Workspace, rows_per_step: int, steps: int = 20) -> None:
     assert "eval_reward" in metrics
 
 
+def train_and_resume(
+    workspace: Workspace, run: dict[str, Any], rows_per_step: int, steps: int
+) -> list[dict[str, Any]]:
+    """Train, then resume from the middle: the completions of the first half must stay as they are."""
+    workspace.run(**run)
+    check(workspace, rows_per_step, steps)
+    first = workspace.completions()
+    workspace.run(**run, resume_from_checkpoint=str(workspace.output / f"checkpoint-{steps // 2}"))
+    check(workspace, rows_per_step, steps)
+    kept = rows_per_step * steps // 2
+    assert workspace.completions()[:kept] == first[:kept]
+    return first
+
+
 @pytest.mark.parametrize(
     ("finetuning_type", "steps"),
     [
@@ -76,24 +90,25 @@ def test_gsm8k_trains_resumes_and_evaluates(
 ) -> None:
     options = {"finetuning_type": finetuning_type, "max_steps": steps, "save_steps": steps // 2}
     run = real_run(workspace, "gsm8k", gsm8k, reward_funcs="gsm8k_number", **options)
-    workspace.run(**run)
-    check(workspace, 16, steps)
-    first = workspace.completions()
-    workspace.run(**run, resume_from_checkpoint=str(workspace.output / f"checkpoint-{steps // 2}"))
-    check(workspace, 16, steps)
-    assert workspace.completions()[: 8 * steps] == first[: 8 * steps]
-    assert all("####" in row["solution"] for row in first)
+    rows = train_and_resume(workspace, run, rows_per_step=16, steps=steps)
+    assert all("####" in row["solution"] for row in rows)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("finetuning_type", ["lora", "full"])
 @pytest.mark.parametrize("dataset", ["alpaca_en_demo", "glaive_toolcall_en_demo"])
-def test_llamafactorys_demo_sets(workspace: Workspace, dataset: str) -> None:
-    options: dict[str, Any] = {"reward_funcs": "exact_match"}
+def test_llamafactorys_demo_sets(workspace: Workspace, dataset: str, finetuning_type: str) -> None:
+    options: dict[str, Any] = {
+        "reward_funcs": "exact_match",
+        "finetuning_type": finetuning_type,
+        "max_steps": 20,
+        "save_steps": 10,
+    }
     if dataset == "glaive_toolcall_en_demo":
         # Its tool descriptions fill the 512 tokens of this model's context: longer positions, meaningless but trainable.
         options |= {"cutoff_len": 2048, "per_device_train_batch_size": 8}
-    workspace.run(**real_run(workspace, dataset, DEMO, **options))
-    check(workspace, options.get("per_device_train_batch_size", 16))
+    run = real_run(workspace, dataset, DEMO, **options)
+    train_and_resume(workspace, run, rows_per_step=options.get("per_device_train_batch_size", 16), steps=20)
 
 
 @pytest.mark.slow

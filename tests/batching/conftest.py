@@ -1,0 +1,10 @@
+"""One thread for all tests of batching."""
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,132 @@
+"""The forms against plain log-softmax on random ragged batches, and what happens where a form is not right."""
+
+import warnings
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.batching.models import ARCHITECTURES, SIZES, UNSUPPORTED, build, make, watched_gradients
+from tests.batching.test_same_gradients import assert_equal
+from trl_grpo_ext.batching import LogProbPasses, attention, passes, support
+from trl_grpo_ext.batching.head import chunked_statistics
+
+FORMS = ["shared_prompt", "chunked_logps"]
+MODELS = {kind: build(kind, sizes) for kind, sizes in ARCHITECTURES.items()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    name = attention.register()
+    for model in MODELS.values():
+        model.set_attn_implementation(name)
+
+
+def plain(model, ids, mask, keep, temperature):
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, -keep - 1 : -1].float() / temperature
+    logps = logits.log_softmax(-1)
+    entropies = -(logps.exp() * logps).sum(-1)
+    return logps.gather(-1, ids[:, -keep:, None])[..., 0], entropies
+
+
+@st.composite
+def micro_batches(draw):
+    width, keep = draw(st.integers(1, 9)), draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    owner = draw(st.lists(st.integers(0, 2), min_size=1, max_size=6))
+    prompts = torch.randint(2, 9, (3, width), generator=generator)[owner]
+    lengths = torch.randint(1, width + 1, (3,), generator=generator)[owner]
+    prompt_mask = (torch.arange(width) >= width - lengths[:, None]).long()
+    ends = torch.randint(0, keep + 1, (len(owner),), generator=generator)
+    completion_mask = (torch.arange(keep) < ends[:, None]).long()
+    completions = torch.randint(2, 9, (len(owner), keep), generator=generator)
+    mask = torch.cat([prompt_mask, completion_mask], dim=1)
+    return torch.cat([prompts, completions], dim=1) * mask, mask, keep
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@settings(max_examples=25, deadline=None)
+@given(batch=micro_batches(), temperature=st.sampled_from([0.7, 1.0]))
+def test_as_plain_log_softmax(kind, form, batch, temperature):
+    ids, mask, keep = batch
+    model, counted = MODELS[kind], mask[:, -keep:].bool()
+    forms = LogProbPasses(Accelerator(cpu=True), temperature, True, True, False)
+    logps, entropies = forms._one(form, model, ids, mask, keep, True)
+    wanted = plain(model, ids, mask, keep, temperature)
+    torch.testing.assert_close(logps[counted], wanted[0][counted], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(entropies[counted], wanted[1][counted], rtol=1e-4, atol=1e-4)
+    assert not logps[~counted].any() and logps.isfinite().all()
+
+
+def test_chunks_keep_no_logits_of_the_sequence():
+    """All that is kept for the backward pass is less than the logits."""
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(8, 500), torch.randn(64, 8, requires_grad=True)
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = chunked_statistics(head, hidden, torch.arange(64), 1.0, True, 4)
+    assert sum(kept) < 64 * 500
+    found[:, 0].sum().backward()
+    gradient, head.weight.grad = hidden.grad.clone(), None
+    hidden.grad = None
+    head(hidden).log_softmax(-1).gather(-1, torch.arange(64)[:, None]).sum().backward()
+    torch.testing.assert_close(gradient, hidden.grad)
+
+
+def trained(extended, model, folder, **options):
+    trainer = make(extended, model, folder, max_steps=1, **options)
+    gradients = watched_gradients(trainer)
+    trainer.train()
+    return gradients[0]
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_another_architecture_takes_the_dense_path_and_says_so(kind, tmp_path):
+    wanted = trained(False, build(kind, UNSUPPORTED[kind]), tmp_path)
+    with pytest.warns(UserWarning, match="shared_prompt=True is not used for .*: it(s| has)"):
+        found = trained(True, build(kind, UNSUPPORTED[kind]), tmp_path, shared_prompt=True)
+    assert_equal(found, wanted)
+
+
+def test_eager_attention_and_a_softcap_are_refused():
+    eager = build("llama", SIZES)
+    eager.set_attn_implementation("eager")
+    assert "'eager'" in support.no_sharing_because(eager)
+    assert "final_logit_softcapping" in support.no_chunks_because(build("gemma2", UNSUPPORTED["gemma2"]))
+
+
+def test_a_form_that_differs_falls_back_loudly(tmp_path, monkeypatch):
+    wanted = trained(False, build("qwen2", SIZES), tmp_path)
+    exact = passes.shared_row
+
+    def wrong(prompt_ids, *rest):
+        return exact(prompt_ids.flip(1), *rest)
+
+    monkeypatch.setattr(passes, "shared_row", wrong)
+    with pytest.warns(UserWarning, match="log-probabilities differ from TRL's by"):
+        found = trained(True, build("qwen2", SIZES), tmp_path, shared_prompt=True)
+    assert_equal(found, wanted)
+
+
+def test_prompts_are_encoded_once(tmp_path, monkeypatch):
+    seen, exact = [], passes.shared_row
+
+    def watched(prompt_ids, *rest):
+        row = exact(prompt_ids, *rest)
+        seen.append((len(prompt_ids), row.layout.prompts))
+        return row
+
+    monkeypatch.setattr(passes, "shared_row", watched)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*is not used for")
+        trained(True, build("qwen2", SIZES), tmp_path, shared_prompt=True)
+    # The check of the first micro-batch, and two micro-batches of one group each.
+    assert seen == [(4, 1)] * 3

@@ -1,0 +1,87 @@
+"""Loss, every gradient and the parameters after 3 steps are those of stock TRL, in every form and architecture."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.batching.models import ARCHITECTURES, build, make, watched_gradients
+from tests.conformance.runs import assert_moved, parameters
+
+ALL = {"shared_prompt": True, "chunked_logps": True, "trim_padding": True, "keep_groups": True}
+# name -> (architecture, what both trainers are given, what ours is given)
+CASES = {
+    **{kind: (kind, {}, ALL) for kind in ARCHITECTURES},
+    "shared": ("qwen2", {}, {"shared_prompt": True}),
+    "chunked": ("qwen2", {}, {"chunked_logps": True}),
+    "trimmed": ("qwen2", {}, {"trim_padding": True}),
+    "trimmed_gpt2": ("gpt2", {}, {"trim_padding": True, "keep_groups": True}),
+    "grouped": ("qwen2", {}, {"keep_groups": True}),
+    "no_checkpointing": ("llama", {"gradient_checkpointing": False}, ALL),
+    "split_groups": ("qwen2", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, ALL),
+    "three_of_four": ("qwen3", {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}, ALL),
+    "two_groups_at_once": ("qwen2", {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}, ALL),
+    "reference": ("qwen2", {"beta": 0.1}, ALL),
+    "dapo": ("qwen2", {"loss_type": "dapo"}, ALL),
+    "dr_grpo": ("qwen2", {"loss_type": "dr_grpo"}, ALL),
+    "temperature": ("qwen2", {"temperature": 0.7}, ALL),
+    "old_policy": (
+        "qwen2",
+        {"num_iterations": 2, "epsilon": 1e-3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+        ALL,
+    ),
+    "our_loss": ("qwen2", {}, ALL | {"loss_backend": "extended"}),
+    "no_entropy": ("qwen2", {}, ALL | {"skip_entropy": True}),
+}
+
+
+def run(extended, kind, folder, settings):
+    # Under a name, by which TRL loads the reference.
+    build(kind, ARCHITECTURES[kind]).save_pretrained(folder / kind)
+    model = AutoModelForCausalLM.from_pretrained(folder / kind, dtype=torch.float32)
+    trainer = make(extended, model, folder, **copy.deepcopy(settings))
+    before, gradients = parameters(trainer), watched_gradients(trainer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*is not used for")
+        trainer.train()
+    assert_moved(parameters(trainer), before)
+    return trainer, gradients
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    largest = max(value.abs().max().item() for value in theirs.values())
+    for name, value in ours.items():
+        # Relative to the largest of all: a parameter such as a key bias has no gradient but rounding.
+        difference = (value - theirs[name]).abs().max().item()
+        assert difference <= 1e-5 * max(largest, 1e-6), f"{name}: {difference} of {largest}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_stock(case, tmp_path):
+    kind, both, own = CASES[case]
+    theirs, wanted = run(False, kind, tmp_path, both)
+    ours, found = run(True, kind, tmp_path, both | own)
+    assert len(found) == len(wanted) == 3
+    for one, other in zip(found, wanted, strict=True):
+        assert_equal(one, other)
+    assert_equal(parameters(ours), parameters(theirs))
+    steps = [torch.tensor(one.seen_losses).view(3, -1).sum(1) for one in (ours, theirs)]
+    torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_lora_as_stock(beta, tmp_path):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    settings = {"peft_config": lora, "beta": beta, "gradient_checkpointing": True}
+    runs = []
+    for extended, own in ((False, {}), (True, ALL)):
+        trainer, gradients = run(extended, "qwen2", tmp_path, settings | own)
+        assert all("lora_" in name for name in gradients[0])
+        runs.append((gradients, parameters(trainer)))
+    for one, other in zip(runs[1][0], runs[0][0], strict=True):
+        assert_equal(one, other)
+    assert_equal(runs[1][1], runs[0][1])

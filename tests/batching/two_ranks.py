@@ -1,0 +1,33 @@
+"""Run by torchrun: stock and extended trainers on two gloo ranks; groups of four rows lie on both ranks."""
+
+import sys
+from pathlib import Path
+
+from torch.distributed import destroy_process_group, get_world_size
+
+from tests.batching.models import SIZES, build, make
+from tests.batching.test_zero_advantages import alike_for_two_prompts
+from tests.conformance.runs import assert_moved, assert_same, parameters
+
+ALL = {
+    **{"shared_prompt": True, "chunked_logps": True, "trim_padding": True, "keep_groups": True},
+    "skip_zero_advantages": True,
+}
+
+
+def run(extended: bool, folder: Path, **settings):
+    sizes = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2, "reward": alike_for_two_prompts}
+    trainer = make(extended, build("qwen2", SIZES), folder, **sizes | settings)
+    before = parameters(trainer)
+    trainer.train()
+    assert_moved(parameters(trainer), before)
+    return parameters(trainer)
+
+
+if __name__ == "__main__":
+    for loss_type in ("grpo", "dapo"):
+        theirs = run(False, Path(sys.argv[1]), loss_type=loss_type)
+        assert_same(run(True, Path(sys.argv[1]), loss_type=loss_type, **ALL), theirs, tolerance=1e-5)
+    assert get_world_size() == 2
+    print("two ranks agree", flush=True)
+    destroy_process_group()
