@@ -7,21 +7,10 @@ from typing import Any, Literal, get_args, get_type_hints
 from llamafactory_plugin.argument_values import parse_mapping
 from llamafactory_plugin.checks import check_choice, check_number
 from llamafactory_plugin.errors import UsageError
+from llamafactory_plugin.presets import needs_reference
 from llamafactory_plugin.reward_arguments import RewardArguments, check_reward_values
+from trl_grpo_ext.presets import PRESETS
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
-    "bnpo": {"loss_type": "bnpo", "scale_rewards": "group"},
-    "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
-    "dapo": {"loss_type": "dapo", "scale_rewards": "group", "epsilon": 0.2, "epsilon_high": 0.28},
-    "gspo": {
-        "loss_type": "grpo",
-        "scale_rewards": "group",
-        "importance_sampling_level": "sequence",
-        "epsilon": 3e-4,
-        "epsilon_high": 4e-4,
-    },
-}
 OWN_PREFIXES = ("grpo_", "experience_")
 OWN_NAMES = ("reward_funcs", "reward_weights")
 
@@ -59,13 +48,13 @@ class GRPOArguments(RewardArguments):
         default=None,
         metadata={"help": "Alias: true is grpo_scale_rewards group, false is grpo_scale_rewards none."},
     )
-    grpo_preset: Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo"] | None = field(
+    grpo_preset: Literal[tuple(PRESETS)] | None = field(  # type: ignore[valid-type]
         default=None,
-        metadata={"help": "Loss settings of a paper by name; a key that is set beside it wins."},
+        metadata={"help": "Loss settings of a paper by name (docs/losses.md); a key that is set beside it wins."},
     )
-    grpo_loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = field(
+    grpo_loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "token_mean"] = field(
         default="dapo",
-        metadata={"help": "How token losses are averaged (TRL: loss_type)."},
+        metadata={"help": "How token losses are averaged (TRL: loss_type; token_mean: over all tokens of a step)."},
     )
     grpo_num_iterations: int = field(
         default=1,
@@ -89,7 +78,10 @@ class GRPOArguments(RewardArguments):
     )
     grpo_config: dict | str | None = field(
         default=None,
-        metadata={"help": "Further fields of TRL's GRPOConfig, as a YAML mapping or inline JSON without spaces."},
+        metadata={
+            "help": "Further options of ExtendedGRPOConfig (docs/losses.md) and of TRL's GRPOConfig, as a YAML mapping or "
+            "inline JSON without spaces."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -99,7 +91,7 @@ class GRPOArguments(RewardArguments):
         super().__post_init__()  # type: ignore[misc]
         if self.stage == "grpo":  # type: ignore[attr-defined]
             check_values(self)
-            self.use_ref_model = self.grpo_beta > 0
+            self.use_ref_model = needs_reference(self)
 
 
 def extend(base: type) -> type:

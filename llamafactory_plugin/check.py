@@ -69,6 +69,8 @@ def check(rows: int, load_reward_model: bool = False) -> int:
 
 def print_run(prepared: Any) -> None:
     """Print the arithmetic of a run: its batch, its data, its longest prompts, the defaults that were chosen."""
+    from llamafactory_plugin.summary import loss_line
+
     plan, data, config = prepared.plan, prepared.data, prepared.config
     print(f"\nbatch: {plan.prompts} prompts x {plan.group_size} completions = {plan.completions} completions per step")
     for name, dataset in data.each():
@@ -76,6 +78,7 @@ def print_run(prepared: Any) -> None:
     print(f"longest prompt: {data.longest_prompt} tokens; completions: {config.max_completion_length} tokens")
     for tokens, text in data.longest:
         print(f"  {tokens} tokens: {_shortened(text)}")
+    print(loss_line(config, prepared.run.finetuning_args.grpo_preset))
     for note in prepared.notes:
         print(f"default: {note}")
 
@@ -98,6 +101,7 @@ def print_reports(reports: Sequence[ProbeReport], weights: Sequence[float], rows
 def _probed(prepared: Any, load_reward_model: bool) -> list[tuple[Any, float]]:
     """The rewards to run with their weights: what a guard guards and its truth in its place, no reward model unasked."""
     from llamafactory_plugin.reward_model import ValueHeadReward, parts_of
+    from trl_grpo_ext import SelfCertainty
     from trl_grpo_ext.rewards.label_free import CollapseGuard
 
     weights = prepared.run.finetuning_args.reward_weights or [1.0] * len(prepared.rewards)
@@ -105,6 +109,9 @@ def _probed(prepared: Any, load_reward_model: bool) -> list[tuple[Any, float]]:
     for reward, weight in zip(prepared.rewards, weights, strict=True):
         guarded = isinstance(reward, CollapseGuard)
         pairs += [(reward.reward, weight), (reward.truth, 0.0)] if guarded else [(reward, weight)]
+    for reward, _ in [pair for pair in pairs if isinstance(pair[0], SelfCertainty)]:
+        print(f"\n{reward.__name__} is not run: the trainer computes it from the model's own distributions.")
+    pairs = [pair for pair in pairs if not isinstance(pair[0], SelfCertainty)]
     if load_reward_model:
         return pairs
     left_out = [reward for reward, _ in pairs if any(isinstance(part, ValueHeadReward) for part in parts_of(reward))]

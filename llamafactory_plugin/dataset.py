@@ -53,7 +53,7 @@ def load_data(run: Any, renderer: PromptRenderer, processor: Any, max_prompt_len
     """
     canaries = canary_datasets(run.finetuning_args.grpo_collapse_guard)
     check_canary_datasets(canaries, run.data_args.dataset or [])
-    extra_columns = run.finetuning_args.grpo_extra_columns or []
+    extra_columns = wanted_columns(run.finetuning_args)
     lister = AttributeLister(run.data_args.dataset_dir, extra_columns, canaries, CANARY_COLUMN)
     own_converter = lf_converter.get_dataset_converter
 
@@ -84,6 +84,12 @@ def load_data(run: Any, renderer: PromptRenderer, processor: Any, max_prompt_len
         except ValueError as error:
             raise _type_conflict(error) from error
     return GRPOData(module, max_prompt_length)
+
+
+def wanted_columns(arguments: Any) -> list[str]:
+    """The columns of `grpo_extra_columns`, and that of the curriculum."""
+    curriculum = arguments.grpo_config.get("curriculum_column")
+    return list(dict.fromkeys([*(arguments.grpo_extra_columns or []), *([curriculum] if curriculum else [])]))
 
 
 def check_canary_datasets(canaries: Sequence[str], names: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llamafactory_plugin.errors import UsageError
+from llamafactory_plugin.presets import needs_reference
 
 Condition = Callable[[Any], Any]
 
@@ -16,7 +17,11 @@ def _asks(run: Any, name: str) -> bool:
 
 def _has_ref_model(run: Any) -> bool:
     finetuning = run.finetuning_args
-    return finetuning.grpo_beta > 0 and (finetuning.finetuning_type != "lora" or finetuning.ref_model is not None)
+    return needs_reference(finetuning) and (finetuning.finetuning_type != "lora" or finetuning.ref_model is not None)
+
+
+def _has_self_certainty(run: Any) -> bool:
+    return "self_certainty" in (run.finetuning_args.reward_funcs or [])
 
 
 def _loads_reward_model(run: Any) -> bool:
@@ -79,13 +84,14 @@ REFUSALS: list[tuple[Condition, str]] = [
         "do_predict: set do_eval: true instead; it writes every completion and reward to eval_completions.jsonl.",
     ),
     (
-        lambda run: run.finetuning_args.pissa_init and run.finetuning_args.grpo_beta > 0,
-        "pissa_init with grpo_beta above 0: without its adapter a PiSSA model is not the start model, so there is no "
-        "reference; set grpo_beta: 0 or pissa_init: false.",
+        lambda run: run.finetuning_args.pissa_init and needs_reference(run.finetuning_args),
+        "pissa_init with a reference (grpo_beta above 0, or clip_anchor): without its adapter a PiSSA model is not the "
+        "start model, so there is none; set pissa_init: false, or grpo_beta: 0 with clip_anchor old.",
     ),
     (
-        lambda run: _asks(run, "ref_model") and run.finetuning_args.grpo_beta == 0,
-        "ref_model: it is read only with a KL penalty; set grpo_beta above 0 or remove ref_model.",
+        lambda run: _asks(run, "ref_model") and not needs_reference(run.finetuning_args),
+        "ref_model: it is read only with a KL penalty or a reference to clip against; set grpo_beta above 0, or "
+        "clip_anchor in grpo_config, or remove ref_model.",
     ),
     (
         lambda run: _asks(run, "ref_model_adapters") and run.finetuning_args.ref_model is None,
@@ -98,12 +104,17 @@ REFUSALS: list[tuple[Condition, str]] = [
     (
         lambda run: run.finetuning_args.grpo_config.get("sync_ref_model") and not _has_ref_model(run),
         "grpo_config.sync_ref_model: there is no reference model to move, LoRA switches its adapter off instead; set "
-        "grpo_beta above 0 with finetuning_type full or a ref_model, or remove it.",
+        "grpo_beta above 0 (or clip_anchor) with finetuning_type full or a ref_model, or remove it.",
     ),
     (
         lambda run: run.finetuning_args.grpo_config.get("use_liger_loss") and run.finetuning_args.grpo_beta > 0,
         "grpo_config.use_liger_loss with grpo_beta above 0: the fused loss would leave the KL penalty out; set "
         "grpo_beta: 0 or remove it.",
+    ),
+    (
+        lambda run: run.finetuning_args.grpo_config.get("curriculum_column") and run.finetuning_args.disable_shuffling,
+        "disable_shuffling with grpo_config.curriculum_column: the curriculum chooses the order of the prompts; remove one "
+        "of them.",
     ),
     (
         lambda run: run.finetuning_args.grpo_config.get("use_transformers_paged"),
@@ -142,6 +153,16 @@ REFUSALS: list[tuple[Condition, str]] = [
     (
         lambda run: run.finetuning_args.grpo_reward_in_process and run.finetuning_args.grpo_reward_network,
         "grpo_reward_network with grpo_reward_in_process: the trainer's own process has its network anyway; remove it.",
+    ),
+    (
+        lambda run: _has_self_certainty(run) and run.finetuning_args.grpo_reward_control != "none",
+        "grpo_reward_control with self_certainty: the trainer computes that reward itself, so that it cannot be shuffled; "
+        "remove one of them.",
+    ),
+    (
+        lambda run: _has_self_certainty(run) and run.finetuning_args.grpo_collapse_guard,
+        "grpo_collapse_guard with self_certainty: the trainer computes that reward itself, so that nothing can guard it; "
+        "remove one of them.",
     ),
     (
         lambda run: run.generating_args.do_sample is False,

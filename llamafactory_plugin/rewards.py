@@ -13,6 +13,7 @@ from llamafactory_plugin.reward_log import KEYWORDS
 from llamafactory_plugin.reward_mappings import composed_reward, guarded_reward, names_reward
 from llamafactory_plugin.reward_model import NAME, make_reward_model, parts_of
 from llamafactory_plugin.run_arguments import RunArguments
+from trl_grpo_ext import SelfCertainty
 from trl_grpo_ext.rewards import (
     REWARDS,
     RewardIsolation,
@@ -24,6 +25,7 @@ from trl_grpo_ext.rewards.composition import CompositeReward
 from trl_grpo_ext.rewards.label_free import CollapseGuard
 
 Reward = Callable[..., Any]
+SELF_CERTAINTY = "self_certainty"
 
 
 def load_rewards(run: RunArguments) -> list[Reward]:
@@ -74,8 +76,9 @@ class RewardResolver:
         Raises:
             UsageError: for a name, file or function that is none.
         """
+        specs = [SelfCertainty() if name == SELF_CERTAINTY else name for name in names]
         try:
-            return isolate_reward_funcs(names, self.folders, self.isolation)
+            return isolate_reward_funcs(specs, self.folders, self.isolation)
         except (TypeError, ValueError) as error:
             raise UsageError(f"reward_funcs: {error}") from error
 
@@ -85,6 +88,8 @@ class RewardResolver:
         Raises:
             ValueError, TypeError: for a name, file or function that is none.
         """
+        if name == SELF_CERTAINTY:
+            raise ValueError("self_certainty is computed by the trainer and can't be a part: name it in reward_funcs.")
         return isolate_reward_funcs([name], self.folders, self.isolation)[0]
 
 
@@ -167,6 +172,21 @@ def check_rewards(rewards: Sequence[Reward], data: GRPOData, rows_per_call: int,
     for reward in parts:
         if REWARDS.get(reward.__name__) is reward and reward not in truths:
             _check_ground_truth(reward, data.each())
+
+
+def check_redrawn_groups(rewards: Sequence[Reward], rounds: int, world_size: int) -> None:
+    """Refuse dynamic sampling that would split a group over the processes, for a reward that compares its completions.
+
+    Raises:
+        UsageError: naming the reward.
+    """
+    parts = [part for reward in rewards for part in parts_of(reward)]
+    name = next((part.__name__ for part in parts if needs_groups(part)), None)
+    if rounds and world_size > 1 and name is not None:
+        raise UsageError(
+            f"grpo_config.dynamic_sampling_rounds: {name} compares the completions of a group, and a redrawn group may be "
+            f"split over the {world_size} processes; remove one of them, or train on one process."
+        )
 
 
 def needs_groups(reward: Reward) -> bool:

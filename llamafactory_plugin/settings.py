@@ -1,23 +1,24 @@
-"""LLaMA-Factory's five argument objects -> one `trl.GRPOConfig`, with this stage's defaults for what was not set."""
+"""LLaMA-Factory's five argument objects -> one `ExtendedGRPOConfig`, with this stage's defaults for what was not set."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from llamafactory_plugin.arguments import PRESETS
 from llamafactory_plugin.batches import check_batch, smallest_whole_groups
 from llamafactory_plugin.checks import check_number
-from llamafactory_plugin.config_mapping import NATIVE_NAMES, config_mapping
+from llamafactory_plugin.config_mapping import NATIVE_NAMES, config_mapping, in_yaml_words
 from llamafactory_plugin.errors import UsageError
+from llamafactory_plugin.presets import preset_of, preset_values
 from llamafactory_plugin.run_arguments import RunArguments
 
 LEARNING_RATE = {"lora": 1e-5, "oft": 1e-5, "full": 1e-6, "freeze": 1e-6}
 
 
 def build_config(run: RunArguments, notes: list[str]) -> Any:
-    """The GRPOConfig of the run. Defaults that were chosen here are appended to `notes`, to be logged.
+    """The `ExtendedGRPOConfig` of the run. Defaults that were chosen here are appended to `notes`, to be logged.
 
     Every field that LLaMA-Factory's TrainingArguments shares with GRPOConfig is copied, set or not: GRPOConfig has
     defaults of its own (learning rate, bf16, logging steps, gradient checkpointing) that must not replace them.
@@ -25,13 +26,13 @@ def build_config(run: RunArguments, notes: list[str]) -> Any:
     Raises:
         UsageError: for values that contradict each other, batch sizes that split a group, unknown grpo_config keys.
     """
-    from trl import GRPOConfig
+    from trl_grpo_ext import ExtendedGRPOConfig
 
-    names = {item.name for item in dataclasses.fields(GRPOConfig) if item.init}
+    names = {item.name for item in dataclasses.fields(ExtendedGRPOConfig) if item.init}
     shared = {item.name for item in dataclasses.fields(run.training_args) if item.init} & names
     values = {name: getattr(run.training_args, name) for name in shared}
     values |= native_values(run) | sampling_values(run)
-    values |= config_mapping(run.finetuning_args.grpo_config, GRPOConfig, shared)
+    values |= config_mapping(run.finetuning_args.grpo_config, ExtendedGRPOConfig, shared, _folders(run))
     values |= chosen_defaults(run, values, notes)
     values |= {"max_prompt_length": None, "remove_unused_columns": False, "disable_dropout": True}
     values |= {"shuffle_dataset": not run.finetuning_args.disable_shuffling}
@@ -39,9 +40,24 @@ def build_config(run: RunArguments, notes: list[str]) -> Any:
     check_batch(run, values)
     _check_packages(values)
     try:
-        return GRPOConfig(**values)
+        return ExtendedGRPOConfig(**values)
     except ValueError as error:
-        raise UsageError(f"grpo_config: {error}; see TRL's GRPOConfig.") from error
+        written = [*run.finetuning_args.grpo_config, *preset_of(run.finetuning_args)]
+        sentence = in_yaml_words(str(error), ExtendedGRPOConfig, written)
+        raise UsageError(sentence + _from_preset(run, sentence)) from error
+
+
+def _folders(run: RunArguments) -> list[Path]:
+    return [folder for folder in (run.folder, Path.cwd()) if folder is not None]
+
+
+def _from_preset(run: RunArguments, sentence: str) -> str:
+    """Which of the options named in a sentence the user did not write: they came with the preset."""
+    written = run.finetuning_args.grpo_config
+    names = [name for name in preset_of(run.finetuning_args) if name not in written]
+    found = [f"grpo_config.{name}" for name in names if f"grpo_config.{name}" in sentence]
+    verb = "comes" if len(found) == 1 else "come"
+    return f" {' and '.join(found)} {verb} from grpo_preset: {run.finetuning_args.grpo_preset}." if found else ""
 
 
 def native_values(run: RunArguments) -> dict[str, Any]:
@@ -62,10 +78,7 @@ def native_values(run: RunArguments) -> dict[str, Any]:
             )
         values["scale_rewards"] = alias
         explicit.add("scale_rewards")
-    if "epsilon" in explicit:
-        explicit.add("epsilon_high")  # a clip range that was set is not widened or narrowed above by a preset
-    preset = PRESETS.get(arguments.grpo_preset or "", {})
-    return values | {name: value for name, value in preset.items() if name not in explicit}
+    return values | preset_values(arguments, explicit | arguments.grpo_config.keys())
 
 
 def sampling_values(run: RunArguments) -> dict[str, Any]:

@@ -1,42 +1,34 @@
-"""TRL 0.24's GRPOTrainer with LLaMA-Factory's rendering, stop words, optimizers, reference model and model card."""
+"""ExtendedGRPOTrainer on TRL 0.24 with LLaMA-Factory's rollouts, optimizers, reference model, files and model card."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
 import torch
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather
 from llamafactory.train.callbacks import SaveProcessorCallback
 from llamafactory.train.trainer_utils import create_custom_optimizer, create_custom_scheduler
-from transformers import GenerationConfig, Trainer, TrainerCallback
-from trl import GRPOTrainer
+from transformers import Trainer, TrainerCallback
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import disable_dropout_in_model
 
 from llamafactory_plugin.completions import CompletionLog, completion_rows
+from llamafactory_plugin.rendered_rollouts import ROW, RenderedRollouts
 from llamafactory_plugin.rendering import PromptRenderer
-from llamafactory_plugin.reward_log import LoggedReward, RewardLog, mean_over_ranks, with_extras
-from llamafactory_plugin.rollouts import FixedEncoding, StopToken, cut_after_stop
-from trl_grpo_ext import correct_skipped_rows, total_rewards
-
-LOGGED_COLUMNS = ("solution",)
-# TRL 0.24's `is_conversational` looks at one of these keys, in no fixed order; with a text there (the chosen answer of
-# a ranking set) it may take rows whose prompts are messages for plain text.
-AMBIGUOUS_COLUMNS = frozenset({"chosen", "rejected", "completion", "messages"})
+from trl_grpo_ext import ExtendedGRPOTrainer, total_rewards
 
 
-class LlamaFactoryGRPOTrainer(GRPOTrainer):
+class LlamaFactoryGRPOTrainer(ExtendedGRPOTrainer, RenderedRollouts):
     """The trainer behind `stage: grpo`.
 
-    Overridden seams of TRL 0.24: `_generate_single_turn` (prompt ids, stop words, evaluation temperature),
-    `_generate_and_score_completions` and `_calculate_rewards` (tools, the completions file, what rewards log), `log` and `evaluate`
-    (rewards among the evaluation metrics). The rest are LLaMA-Factory's hooks as its DPO trainer has them.
+    `RenderedRollouts` stands between `ExtendedGRPOTrainer` and TRL's. Overridden here: `_generate_and_score_completions`
+    (the completions file), `log` and `evaluate` (rewards among the evaluation metrics). The rest are LLaMA-Factory's
+    hooks as its DPO trainer has them, its reference model among them: TRL loads none.
     """
+
+    loads_reference = False
 
     def __init__(
         self,
@@ -49,13 +41,9 @@ class LlamaFactoryGRPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         self.finetuning_args = finetuning_args
-        self.renderer = renderer
-        self._stop_token_ids = frozenset(renderer.stop_token_ids())
-        self._row_tools: Sequence[str | None] = ()
         self._metric_prefix = "eval"
-        self._reward_log = RewardLog()
-        rewards = kwargs.pop("reward_funcs")
-        rewards = [LoggedReward(reward, self._reward_log, rewards) for reward in rewards]
+        self.set_renderer(renderer)
+        rewards = self.with_log(kwargs.pop("reward_funcs"))
         beta, sync_ref_model = args.beta, args.sync_ref_model
         # With a KL coefficient TRL would load a reference by name, without LLaMA-Factory's patches and options.
         args.beta, args.sync_ref_model = 0.0, False
@@ -65,11 +53,9 @@ class LlamaFactoryGRPOTrainer(GRPOTrainer):
         self.ref_model = self._prepare_ref_model(ref_model) if ref_model is not None else None
         if sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
-        self.eos_token_id = StopToken(renderer.tokenizer.eos_token_id, sorted(self._stop_token_ids))
-        # Set by `train()` only, but read by the loss of an evaluation before or without training.
-        self.current_gradient_accumulation_steps = args.gradient_accumulation_steps
+        self.set_stop_tokens()
         self._completion_log = CompletionLog(args.output_dir)
-        self._add_callbacks(processor)
+        self._add_llamafactory_callbacks(processor)
 
     def _prepare_ref_model(self, ref_model: torch.nn.Module) -> torch.nn.Module:
         disable_dropout_in_model(ref_model)
@@ -84,7 +70,7 @@ class LlamaFactoryGRPOTrainer(GRPOTrainer):
             return prepare_fsdp(ref_model, self.accelerator)
         return self.accelerator.prepare_model(ref_model, evaluation_mode=True).eval()
 
-    def _add_callbacks(self, processor: Any) -> None:
+    def _add_llamafactory_callbacks(self, processor: Any) -> None:
         self.add_callback(StartCompletionLog(self))
         if processor is not None:
             self.add_callback(SaveProcessorCallback(processor))
@@ -130,73 +116,19 @@ class LlamaFactoryGRPOTrainer(GRPOTrainer):
         super().log(logs, start_time)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._row_tools = [row.get("tools") for row in inputs]
-        self._hidden = [{name: row[name] for name in AMBIGUOUS_COLUMNS & row.keys()} for row in inputs]
-        visible = [{name: row[name] for name in row if name not in AMBIGUOUS_COLUMNS} for row in inputs]
-        output = super()._generate_and_score_completions(visible)
-        correct_skipped_rows(self, output, self._scored[1])
-        self._write_completions(gather(output["advantages"]))
+        if self.is_redrawing:
+            return super()._generate_and_score_completions(inputs)
+        self.rows.clear()
+        output = super()._generate_and_score_completions(inputs)
+        numbers = gather(output.pop(ROW)).tolist()
+        self._write_completions([self.rows[number] for number in numbers], gather(output["advantages"]))
         return output
 
-    def _generate_single_turn(self, prompts: list[Any], images: Any) -> Any:
-        prompt_ids = [self.renderer.encode(*row) for row in zip(prompts, self._row_tools, strict=True)]
-        rendered = [self._vllm_prompt(ids) if self.use_vllm else self.renderer.decode(ids) for ids in prompt_ids]
-        with self._rendered(prompt_ids), self._sampling_of_mode(), plain_generation_config(self.model):
-            prompt_ids, completion_ids, *rest = super()._generate_single_turn(rendered, images)
-        return prompt_ids, [cut_after_stop(ids, self._stop_token_ids) for ids in completion_ids], *rest
-
-    def _calculate_rewards(
-        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
-    ) -> torch.Tensor:
-        inputs = [row | hidden for row, hidden in zip(inputs, self._hidden, strict=True)]
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        rows = [
-            {"prompt": prompt, "completion": completion[-1]["content"], "tokens": len(ids)}
-            | {name: row[name] for name in LOGGED_COLUMNS if name in row}
-            for row, prompt, completion, ids in zip(inputs, prompts, completions, completion_ids_list, strict=True)
-        ]
-        metrics, extras = self._reward_log.take()
-        self._scored = (gather_object(with_extras(rows, extras)), rewards)
-        logged = self._metrics["train" if self.model.training else "eval"]
-        for name, value in mean_over_ranks(gather_object([metrics])).items():
-            logged[name].append(value)
-        return rewards
-
-    def _vllm_prompt(self, prompt_ids: Sequence[int]) -> Any:
-        # vLLM would add a second bos token to a text that begins with one; its server API takes texts only.
-        return {"prompt_token_ids": prompt_ids} if self.vllm_mode == "colocate" else self.renderer.decode(prompt_ids)
-
-    @contextmanager
-    def _rendered(self, prompt_ids: Sequence[Sequence[int]]) -> Iterator[None]:
-        tokenizer, self.processing_class = self.processing_class, FixedEncoding(self.processing_class, prompt_ids)
-        try:
-            yield
-        finally:
-            self.processing_class = tokenizer
-
-    @contextmanager
-    def _sampling_of_mode(self) -> Iterator[None]:
-        temperature = self.finetuning_args.grpo_eval_temperature
-        if self.model.training or temperature is None:
-            yield
-            return
-        training = self.temperature, getattr(self, "generation_config", None)
-        # Only generation reads it here: the log-probabilities keep the training temperature.
-        self.temperature = temperature
-        if training[1] is not None:
-            self.generation_config = copy.deepcopy(training[1])
-            self.generation_config.update(do_sample=temperature > 0, temperature=temperature or None)
-        try:
-            yield
-        finally:
-            self.temperature = training[0]
-            if training[1] is not None:
-                self.generation_config = training[1]
-
-    def _write_completions(self, advantages: torch.Tensor) -> None:
-        rows, rewards = self._scored
+    def _write_completions(self, rows: list[dict[str, Any]], advantages: torch.Tensor) -> None:
+        """Write what is trained on: the rows after dynamic sampling, their rewards, and their final advantages."""
         if not self.is_world_process_zero():
             return
+        rewards = self.scored.rewards_per_func
         totals = total_rewards(rewards, self.reward_weights)
         step = self.state.global_step + (1 if self.model.training else 0)
         by_name = {name: rewards[:, index].tolist() for index, name in enumerate(self.reward_func_names)}
@@ -212,18 +144,3 @@ class StartCompletionLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.start_completion_log(is_training=True)
-
-
-@contextmanager
-def plain_generation_config(model: torch.nn.Module) -> Iterator[None]:
-    """Take the model's own generation config away during a rollout, and put it back to be saved.
-
-    `generate` fills what its caller left open from it; transformers 4.57 even replaces a temperature of 1.0, because
-    that is the default, by the model's 0.6.
-    """
-    owner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own, owner.generation_config = owner.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        owner.generation_config = own

@@ -21,9 +21,11 @@ from llamafactory_plugin.errors import UsageError, nearest
 from llamafactory_plugin.refusals import refuse_unsupported
 from llamafactory_plugin.rendering import PromptRenderer
 from llamafactory_plugin.reward_model import LlamaFactoryReward, parts_of
-from llamafactory_plugin.rewards import check_rewards, default_reward, load_rewards
+from llamafactory_plugin.rewards import check_redrawn_groups, check_rewards, default_reward, load_rewards
 from llamafactory_plugin.run_arguments import RunArguments
 from llamafactory_plugin.settings import build_config
+from llamafactory_plugin.summary import announce
+from trl_grpo_ext.curriculum import Curriculum
 from trl_grpo_ext.rewards import apply_reward_control
 from trl_grpo_ext.rewards.label_free import CollapseGuard
 
@@ -65,9 +67,11 @@ def prepare_run(run: RunArguments) -> PreparedRun:
     data = load_data(run, renderer, tokenizer_module["processor"], max_prompt_length)
     plan = batch_plan(config)
     check_dataset_size(run, data, plan)
+    check_curriculum(config, data)
     rewards = rewards or [default_reward(data, notes)]
     rows_per_call = config.per_device_train_batch_size * config.steps_per_generation
     check_rewards(rewards, data, rows_per_call, config.num_generations)
+    check_redrawn_groups(rewards, config.dynamic_sampling_rounds, run.training_args.world_size)
     return PreparedRun(run, config, renderer, tokenizer_module["processor"], data, plan, rewards, notes)
 
 
@@ -123,26 +127,18 @@ def check_dataset_size(run: RunArguments, data: GRPOData, plan: BatchPlan) -> No
         )
 
 
-def announce(prepared: PreparedRun) -> None:
-    """Log what the run will do."""
-    run, config, plan = prepared.run, prepared.config, prepared.plan
-    for note in prepared.notes:
-        logger.info_rank0(f"GRPO default: {note}.")
-    names = ", ".join(reward.__name__ for reward in prepared.rewards)
-    logger.info_rank0(f"GRPO: {plan.prompts} prompts x {plan.group_size} completions per step; rewards: {names}.")
-    logger.info_rank0(
-        f"GRPO rollouts: temperature {config.temperature}, top_p {config.top_p}, top_k {config.top_k}, at most "
-        f"{config.max_completion_length} tokens; loss {config.loss_type}, clip {config.epsilon}, beta {config.beta}."
-    )
-    if run.finetuning_args.grpo_reward_control != "none":
-        logger.warning_rank0(
-            f"GRPO control experiment: rewards are {run.finetuning_args.grpo_reward_control}; the model should not learn."
-        )
-    if run.model_args.adapter_name_or_path and not run.finetuning_args.create_new_adapter and config.beta > 0:
-        logger.warning_rank0(
-            "GRPO: the adapter is trained further, so the reference is the model without it; set create_new_adapter: true "
-            "to keep the adapted model as reference."
-        )
+def check_curriculum(config: Any, data: GRPOData) -> None:
+    """Refuse difficulties that a curriculum cannot order.
+
+    Raises:
+        UsageError: with the first row that is no finite number.
+    """
+    if config.curriculum_column is None or "train_dataset" not in data.datasets:
+        return
+    try:
+        Curriculum(data.datasets["train_dataset"][config.curriculum_column], config.solve_rate_band, 1.0, 0)
+    except ValueError as error:
+        raise UsageError(f"grpo_config.{error}") from error
 
 
 def _set_stop_tokens(config: Any, renderer: PromptRenderer) -> None:
@@ -166,7 +162,7 @@ def _create_trainer(prepared: PreparedRun, callbacks: list[Any] | None) -> Any:
         model=model,
         args=config,
         renderer=renderer,
-        ref_model=create_ref_model(run.model_args, run.finetuning_args) if config.beta > 0 else None,
+        ref_model=create_ref_model(run.model_args, run.finetuning_args) if config.needs_reference else None,
         reward_funcs=prepared.rewards,
         finetuning_args=run.finetuning_args,
         processor=prepared.processor,

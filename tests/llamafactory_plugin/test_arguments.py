@@ -14,6 +14,7 @@ from llamafactory_plugin import arguments, config_mapping, settings
 from tests.llamafactory_plugin.conftest import Workspace
 from tests.llamafactory_plugin.prepared import Prepared, flags, prepare
 from tests.llamafactory_plugin.tiny import questions, write_dataset
+from trl_grpo_ext.presets import PRESETS
 
 OWN_FIELDS = [item.name for item in dataclasses.fields(arguments.GRPOArguments)]
 
@@ -235,6 +236,7 @@ class TestToTrl:
             ("grpo_num_iterations", 3, "num_iterations"),
             ("grpo_max_completion_length", 17, "max_completion_length"),
             ("grpo_temperature", 0.6, "temperature"),
+            ("grpo_eval_temperature", 0.6, "eval_temperature"),
         ],
     )
     def test_every_key_reaches_its_field(self, workspace: Workspace, key: str, value: Any, trl_name: str) -> None:
@@ -249,7 +251,6 @@ class TestToTrl:
             "grpo_normalize_advantages",
             "grpo_preset",
             "grpo_temperature",
-            "grpo_eval_temperature",
             "reward_funcs",
             "reward_weights",
             "grpo_extra_columns",
@@ -269,32 +270,21 @@ class TestToTrl:
         assert run.config.use_vllm is True
         assert set(run.config.generation_kwargs) == {"stop_token_ids"}
 
-    @pytest.mark.parametrize(
-        ("preset", "expected"),
-        [
-            ("grpo", {"loss_type": "grpo", "scale_rewards": "group", "epsilon": 0.2}),
-            ("bnpo", {"loss_type": "bnpo", "scale_rewards": "group"}),
-            ("dr_grpo", {"loss_type": "dr_grpo", "scale_rewards": "none"}),
-            ("dapo", {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28}),
-            (
-                "gspo",
-                {
-                    "loss_type": "grpo",
-                    "importance_sampling_level": "sequence",
-                    "epsilon": 3e-4,
-                    "epsilon_high": 4e-4,
-                },
-            ),
-        ],
-    )
-    def test_presets(self, workspace: Workspace, preset: str, expected: dict[str, Any]) -> None:
-        config = config_of(workspace, grpo_preset=preset)
-        assert {name: getattr(config, name) for name in expected} == expected
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_presets(self, workspace: Workspace, name: str) -> None:
+        config = config_of(workspace, grpo_preset=name)
+        assert {option: getattr(config, option) for option in PRESETS[name]} == PRESETS[name]
 
     def test_a_key_beside_a_preset_wins_also_with_its_default_value(self, workspace: Workspace) -> None:
         config = config_of(workspace, grpo_preset="gspo", grpo_clip_range=0.2, grpo_scale_rewards="none")
         # The preset's upper clip range belongs to its lower one: without its own key it follows the one that was set.
         assert (config.epsilon, config.epsilon_high, config.scale_rewards) == (0.2, None, "none")
+
+    def test_a_scale_beside_a_preset_wins_under_either_name(self, workspace: Workspace) -> None:
+        config = config_of(workspace, grpo_preset="mc_grpo", grpo_scale_rewards="none")
+        assert (config.scale_rewards, config.advantage_scale, config.advantage_baseline) == ("none", None, "median")
+        config = config_of(workspace, grpo_preset="dr_grpo", grpo_config={"advantage_scale": "mad"})
+        assert (config.scale_rewards, config.advantage_scale, config.loss_type) == ("group", "mad", "dr_grpo")
 
     def test_grpo_config_beside_a_preset_wins(self, workspace: Workspace) -> None:
         config = config_of(workspace, grpo_preset="gspo", grpo_config={"importance_sampling_level": "token"})

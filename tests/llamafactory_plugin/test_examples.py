@@ -85,6 +85,11 @@ def test_own_rewards(gsm8k: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names <= logged_names(gsm8k)
 
 
+def test_dapo(gsm8k: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(small(gsm8k, "dapo"), monkeypatch)
+    assert {"sampling/rounds", "groups/dead_share"} <= logged_names(gsm8k)
+
+
 def test_composed_rewards(gsm8k: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     train(small(gsm8k, "composed_rewards"), monkeypatch)
     assert set(gsm8k.completions()[0]["rewards"]) == {"mixed"}

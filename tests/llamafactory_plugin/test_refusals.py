@@ -36,6 +36,12 @@ BY_ARGUMENTS: dict[str, dict[str, Any]] = {
     "reward_model_quantization_bit": {"reward_model_quantization_bit": 4},
     "grpo_reward_timeout": {"grpo_reward_timeout": 5.0, "grpo_reward_in_process": True},
     "grpo_reward_network": {"grpo_reward_network": True, "grpo_reward_in_process": True},
+    "disable_shuffling": {"disable_shuffling": True, "grpo_config": {"curriculum_column": "level"}},
+    "grpo_reward_control": {"grpo_reward_control": "random", "reward_funcs": "self_certainty"},
+    "grpo_collapse_guard": {
+        "grpo_collapse_guard": {"truth": "exact_match", "canary_column": "known"},
+        "reward_funcs": "self_certainty",
+    },
     "do_sample": {"do_sample": False},
 }
 # LLaMA-Factory itself stops before these unless a package is installed, or a variable is set: set after its parser.
@@ -83,6 +89,13 @@ class TestTable:
             refusals.refuse_unsupported(run)
         assert subject(str(caught.value)) == name
 
+    @pytest.mark.parametrize("given", [{"grpo_preset": "reference_clip"}, {"grpo_config": {"clip_anchor": "both"}}])
+    def test_pissa_beside_an_anchor_too(self, workspace: Workspace, given: dict[str, Any]) -> None:
+        run = prepare(workspace.arguments(**given)).run
+        run.finetuning_args.pissa_init = True
+        with pytest.raises(UsageError, match="pissa_init with a reference"):
+            refusals.refuse_unsupported(run)
+
     def test_every_sentence_names_a_way_out(self) -> None:
         for _, sentence in REFUSALS:
             assert sentence.endswith(".")
@@ -96,6 +109,9 @@ class TestTable:
             {"streaming": False},
             {"grpo_config": {"sync_ref_model": True}, "grpo_beta": 0.1, "finetuning_type": "full"},
             {"ref_model": "elsewhere", "ref_model_adapters": "elsewhere", "grpo_beta": 0.1},
+            {"ref_model": "elsewhere", "grpo_config": {"clip_anchor": "both"}},
+            {"ref_model": "elsewhere", "grpo_preset": "reference_clip"},
+            {"grpo_config": {"sync_ref_model": True, "clip_anchor": "reference"}, "finetuning_type": "full"},
         ],
         ids=str,
     )
