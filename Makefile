@@ -94,8 +94,10 @@ test-contract: venv-transformers-4
 test-line-b: venv-b
 	EXPECTED_LINE=b $(VENV_B)/bin/python $(PYTEST) -m '$(FAST)' $(TESTS)
 
-# Prerequisites in this order, so that the cheapest check fails first.
-test: lint types test-line-a test-contract test-line-b
+# The cheapest checks first; then the two lines beside each other, the longer one first, each printed when it is done.
+test: lint types
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target FAST='$(FAST)' \
+		test-line-a test-contract test-line-b
 
 test-all: FAST = slow or not slow
 test-all: test

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trl_grpo_ext._compat import config_kwargs, grpo_config_fields, import_trl, prepare_model
+    from trl_grpo_ext.advantages import AdvantageConfig, group_advantages
     from trl_grpo_ext.callbacks import AdaptiveKLCallback, ClipScheduleCallback
     from trl_grpo_ext.config import ExtendedGRPOConfig
-    from trl_grpo_ext.losses import LossInputs, LossOutputs
+    from trl_grpo_ext.losses import LossConfig, LossInputs, LossOutputs, policy_loss
+    from trl_grpo_ext.presets import preset
     from trl_grpo_ext.rewards import (
         REWARDS,
         apply_reward_control,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_ADVANTAGES = "trl_grpo_ext.advantages"
 _CALLBACKS = "trl_grpo_ext.callbacks"
 _COMPAT = "trl_grpo_ext._compat"
 _CONFIG = "trl_grpo_ext.config"
@@ -36,10 +39,12 @@ _SKIPS = "trl_grpo_ext.rewards.skips"
 _TRAINER = "trl_grpo_ext.trainer"
 _HOME = {
     "AdaptiveKLCallback": _CALLBACKS,
+    "AdvantageConfig": _ADVANTAGES,
     "ClipScheduleCallback": _CALLBACKS,
     "ExcludeSkipped": _SKIPS,
     "ExtendedGRPOConfig": _CONFIG,
     "ExtendedGRPOTrainer": _TRAINER,
+    "LossConfig": _LOSSES,
     "LossInputs": _LOSSES,
     "LossOutputs": _LOSSES,
     "REWARDS": _REWARDS,
@@ -50,11 +55,14 @@ _HOME = {
     "correct_skipped_rows": _SKIPS,
     "exact_match": _REWARDS,
     "exclude_skipped": _SKIPS,
+    "group_advantages": _ADVANTAGES,
     "grpo_config_fields": _COMPAT,
     "gsm8k_number": _REWARDS,
     "import_trl": _COMPAT,
+    "policy_loss": _LOSSES,
     "preference_overlap": _REWARDS,
     "prepare_model": _COMPAT,
+    "preset": "trl_grpo_ext.presets",
     "resolve_reward_funcs": _REWARDS,
     "total_rewards": _SKIPS,
 }
@@ -62,10 +70,12 @@ _HOME = {
 __all__ = [
     "REWARDS",
     "AdaptiveKLCallback",
+    "AdvantageConfig",
     "ClipScheduleCallback",
     "ExcludeSkipped",
     "ExtendedGRPOConfig",
     "ExtendedGRPOTrainer",
+    "LossConfig",
     "LossInputs",
     "LossOutputs",
     "SelfCertainty",
@@ -76,11 +86,14 @@ __all__ = [
     "correct_skipped_rows",
     "exact_match",
     "exclude_skipped",
+    "group_advantages",
     "grpo_config_fields",
     "gsm8k_number",
     "import_trl",
+    "policy_loss",
     "preference_overlap",
     "prepare_model",
+    "preset",
     "resolve_reward_funcs",
     "total_rewards",
 ]
