@@ -108,6 +108,17 @@ STOCK_SEAMS = (
 
 def test_dynamic_sampling_writes_the_rows_that_are_trained_on(workspace: Workspace, rare: Any) -> None:
     workspace.run(**rare, grpo_config={"dynamic_sampling_rounds": 2}, per_device_train_batch_size=16)
+    assert_rows_are_those_trained_on(workspace)
+
+
+@pytest.mark.slow
+def test_dynamic_sampling_on_two_ranks(workspace: Workspace, rare: Any) -> None:
+    path = workspace.yaml(**rare, grpo_config={"dynamic_sampling_rounds": 2}, per_device_train_batch_size=8)
+    workspace.cli(path, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+    assert_rows_are_those_trained_on(workspace)
+
+
+def assert_rows_are_those_trained_on(workspace: Workspace) -> None:
     assert sum(logged(workspace, "sampling/groups_replaced")) > 0
     for step, share in enumerate(logged(workspace, "sampling/dead_share_left"), start=1):
         found = list(groups(workspace, step))
