@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from trl_grpo_ext.advantages import AdvantageConfig, group_advantages
     from trl_grpo_ext.callbacks import AdaptiveKLCallback, ClipScheduleCallback
     from trl_grpo_ext.config import ExtendedGRPOConfig
+    from trl_grpo_ext.experience import Episode, ExperienceCallback, ExperienceConfig, ExperienceLibrary, Lesson
     from trl_grpo_ext.losses import LossConfig, LossInputs, LossOutputs, policy_loss
     from trl_grpo_ext.presets import preset
     from trl_grpo_ext.rewards import (
@@ -32,6 +33,7 @@ _ADVANTAGES = "trl_grpo_ext.advantages"
 _CALLBACKS = "trl_grpo_ext.callbacks"
 _COMPAT = "trl_grpo_ext._compat"
 _CONFIG = "trl_grpo_ext.config"
+_EXPERIENCE = "trl_grpo_ext.experience"
 _LOSSES = "trl_grpo_ext.losses"
 _REWARDS = "trl_grpo_ext.rewards"
 _SELF_CERTAINTY = "trl_grpo_ext.self_certainty_reward"
@@ -41,10 +43,15 @@ _HOME = {
     "AdaptiveKLCallback": _CALLBACKS,
     "AdvantageConfig": _ADVANTAGES,
     "ClipScheduleCallback": _CALLBACKS,
+    "Episode": _EXPERIENCE,
     "ExcludeSkipped": _SKIPS,
+    "ExperienceCallback": _EXPERIENCE,
+    "ExperienceConfig": _EXPERIENCE,
+    "ExperienceLibrary": _EXPERIENCE,
     "ExtendedGRPOConfig": _CONFIG,
     "ExtendedGRPOTrainer": _TRAINER,
     "LossConfig": _LOSSES,
+    "Lesson": _EXPERIENCE,
     "LossInputs": _LOSSES,
     "LossOutputs": _LOSSES,
     "REWARDS": _REWARDS,
@@ -72,9 +79,14 @@ __all__ = [
     "AdaptiveKLCallback",
     "AdvantageConfig",
     "ClipScheduleCallback",
+    "Episode",
     "ExcludeSkipped",
+    "ExperienceCallback",
+    "ExperienceConfig",
+    "ExperienceLibrary",
     "ExtendedGRPOConfig",
     "ExtendedGRPOTrainer",
+    "Lesson",
     "LossConfig",
     "LossInputs",
     "LossOutputs",

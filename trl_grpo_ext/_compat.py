@@ -120,6 +120,11 @@ def group_size(trainer: Any) -> int:
     return getattr(trainer, "num_generations_eval", trainer.num_generations)
 
 
+def prompt_limit(trainer: Any) -> int | None:
+    """Return the tokens to which the trainer cuts prompts, from the left; None where it cuts none, as TRL >= 1.0."""
+    return getattr(trainer.args, "max_prompt_length", None)
+
+
 def stop_token_ids(trainer: Any) -> list[Any]:
     """Return what a completion that was not cut off may end with: every stop token, and padding.
 

@@ -65,8 +65,8 @@ def _log(trainer: Any, counts: dict[str, int], dead: torch.Tensor) -> None:
 
 
 def _prompts(rows: Rows) -> set[str]:
-    """The prompts of all ranks' rows, in a form that can be compared, texts and messages alike."""
-    return set(gather_object([repr(row["prompt"]) for row in rows]))
+    """The prompts of all ranks' rows as the dataset has them, in a form that can be compared, texts and messages alike."""
+    return set(gather_object([repr(row.get("plain_prompt", row["prompt"])) for row in rows]))
 
 
 def _order(trainer: Any, attempt: int) -> Iterable[int]:

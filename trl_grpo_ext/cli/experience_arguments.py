@@ -113,7 +113,32 @@ def _exchanging(command: Any) -> None:
     formats = ["episodes", "lessons", "library", "snapshot"]
     about = "episodes and lessons: JSON for other programs; library: all records; snapshot: with the history"
     export.add_argument("--format", choices=formats, default="library", help=about)
+    _distilling(command)
     reading = command("import", "add the records of a JSON file in any of the three formats")
     reading.add_argument("input")
     merge = command("merge", "add the records, uses and counts of another library file")
     merge.add_argument("other")
+
+
+def _distilling(command: Any) -> None:
+    distill = command("distill", "write rows of prompt and lessons for context distillation, one JSON object a line")
+    distill.add_argument(
+        "output", help="a .jsonl file with the columns of TRL's SDFTTrainer: prompt, privileged_context"
+    )
+    distill.add_argument(
+        "--prompts", metavar="FILE", help="JSON Lines or a JSON list; the episodes' prompts by default"
+    )
+    distill.add_argument("--column", help="column of FILE with the prompts, texts or messages (default: prompt)")
+    distill.add_argument("--where", nargs="+", action=Metadata, metavar="KEY=VALUE", help="metadata filter")
+    distill.add_argument("--messages", action="store_true", help="write texts as a message of the user")
+    distill.add_argument(
+        "--token-budget", type=_count, metavar="TOKENS", help="most tokens of the lessons of a prompt"
+    )
+    distill.add_argument("--tokenizer", metavar="NAME", help="name or folder of the tokenizer that counts them")
+    distill.set_defaults(check=_check_distill, parser=distill)
+
+
+def _check_distill(given: argparse.Namespace) -> str | None:
+    if (given.token_budget is None) != (given.tokenizer is None):
+        return "--token-budget and --tokenizer go together"
+    return "--column goes with --prompts" if given.column and not given.prompts else None

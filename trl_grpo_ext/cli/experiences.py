@@ -5,13 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from trl_grpo_ext.cli.experience_arguments import parser
-from trl_grpo_ext.experience import Episode, ExperienceError, ExperienceLibrary, Lesson, Stored
+from trl_grpo_ext.experience import (
+    Episode,
+    ExperienceError,
+    ExperienceLibrary,
+    Lesson,
+    Stored,
+    distillation_rows,
+    read_prompts,
+    write_distillation_rows,
+)
 
 WIDTH = 100
 
@@ -162,6 +171,26 @@ def _merge(library: ExperienceLibrary, given: argparse.Namespace) -> None:
     print(f"{library.merge(given.other)} records were new")
 
 
+def _distill(library: ExperienceLibrary, given: argparse.Namespace) -> None:
+    prompts = read_prompts(given.prompts, given.column or "prompt") if given.prompts else None
+    options = {"where": given.where, "messages": given.messages, "token_budget": given.token_budget}
+    rows = distillation_rows(library, prompts, count_tokens=_counter(given.tokenizer), **options)
+    write_distillation_rows(given.output, rows)
+    print(f"{len(rows)} rows of prompt and privileged_context written to {given.output}")
+
+
+def _counter(name: str | None) -> Callable[[str], int] | None:
+    if name is None:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--tokenizer: {name} can't be loaded ({' '.join(str(error).split())}).") from error
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+
+
 COMMANDS = {
     "stats": _stats,
     "coverage": _coverage,
@@ -176,4 +205,5 @@ COMMANDS = {
     "export": _export,
     "import": _import,
     "merge": _merge,
+    "distill": _distill,
 }

@@ -4,10 +4,14 @@
     library.add_rollout_group([(prompt, response), ...], rewards)
     episode = library.sample_experience()
 
-Importing this package imports neither torch nor TRL.
+Importing this package imports neither torch nor TRL: what needs them is loaded when it is first used (PEP 562).
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from trl_grpo_ext.experience.config import ExperienceConfig
+from trl_grpo_ext.experience.distillation import distillation_rows, read_prompts, write_distillation_rows
 from trl_grpo_ext.experience.embeddings import SentenceSimilarity
 from trl_grpo_ext.experience.errors import (
     ConfigChangedError,
@@ -30,6 +34,17 @@ from trl_grpo_ext.experience.sampler import AdvantageSampler, gumbel_top_k
 from trl_grpo_ext.experience.stats import ExperienceStats
 from trl_grpo_ext.experience.trees import SumTree
 
+if TYPE_CHECKING:
+    from trl_grpo_ext.experience.callback import ExperienceCallback
+    from trl_grpo_ext.experience.logits import PatternConstraint, SuccessTokenBias
+
+_LOGITS = "trl_grpo_ext.experience.logits"
+_HOME = {
+    "ExperienceCallback": "trl_grpo_ext.experience.callback",
+    "PatternConstraint": _LOGITS,
+    "SuccessTokenBias": _LOGITS,
+}
+
 __all__ = [
     "AdvantageSampler",
     "ConfigChangedError",
@@ -37,6 +52,7 @@ __all__ = [
     "Difference",
     "DiskFullError",
     "Episode",
+    "ExperienceCallback",
     "ExperienceConfig",
     "ExperienceError",
     "ExperienceLibrary",
@@ -45,15 +61,30 @@ __all__ = [
     "Lesson",
     "LibraryDamagedError",
     "LibraryLockedError",
+    "PatternConstraint",
     "Retrieved",
     "RolloutGroup",
     "SentenceSimilarity",
     "SnapshotConflictError",
     "Stored",
+    "SuccessTokenBias",
     "SumTree",
     "VersionInfo",
+    "distillation_rows",
     "few_shot_text",
     "group_advantages",
     "gumbel_top_k",
     "lessons_text",
+    "read_prompts",
+    "write_distillation_rows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

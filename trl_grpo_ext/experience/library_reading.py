@@ -9,10 +9,11 @@ from typing import Any
 
 from trl_grpo_ext.experience import reading, reports, retrieval, writing
 from trl_grpo_ext.experience.filters import check_filter, condition
+from trl_grpo_ext.experience.groups import RolloutGroup
 from trl_grpo_ext.experience.library_file import LibraryFile
 from trl_grpo_ext.experience.records import Episode, Record
 from trl_grpo_ext.experience.retrieval import LessonShelf, Retrieved, Similarity
-from trl_grpo_ext.experience.rows import Stored
+from trl_grpo_ext.experience.rows import Counters, Stored
 from trl_grpo_ext.experience.sampling import LibrarySampler
 from trl_grpo_ext.experience.stats import ExperienceStats
 from trl_grpo_ext.experience.text_index import QueryTerms
@@ -70,6 +71,14 @@ class LibraryReading(LibraryFile):
     def stats(self) -> ExperienceStats:
         """Return the guide's seven figures."""
         return reports.stats(self._store)
+
+    def counters(self) -> Counters:
+        """Return the counts of the current version; unlike `stats`, at the same cost for any size."""
+        return self._store.counters()
+
+    def holds_group(self, group: RolloutGroup) -> bool:
+        """Return whether a group was stored before: adding it again would do nothing."""
+        return self._store.value("SELECT 1 FROM groups WHERE key = ?", (group.key,)) is not None
 
     def coverage(self, minimum: int = 5, limit: int | None = None) -> list[reports.Coverage]:
         """Return the prompts that need rollouts most: fewer than `minimum` episodes, then the widest reward spread."""

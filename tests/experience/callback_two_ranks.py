@@ -1,0 +1,46 @@
+"""Run by torchrun: every group lies on two ranks; prints what each rank has injected, rewarded and read."""
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.experience.callback_runs import GROUP, make_trainer, watching
+from trl_grpo_ext import ExperienceCallback
+
+RANK, FOLDER = int(os.environ["RANK"]), Path(sys.argv[1])
+seen, versions, texts = [], [], []
+
+
+def spread(prompts, completions, **kwargs):
+    seen.extend(prompts)
+    versions.append(callback.library.version)
+    texts.append(callback.library.to_bytes().count(b"Count twice."))
+    return [float(RANK * GROUP + place) for place, _ in enumerate(completions)]
+
+
+callback = ExperienceCallback(FOLDER / "experiences.db", inject="both", dropout=0.3, seed=1, same_prompt=True)
+trainer = make_trainer(
+    FOLDER / "out", [callback], rewards=[spread], max_steps=4, per_device_train_batch_size=GROUP // 2,
+    gradient_accumulation_steps=2, save_strategy="steps", save_steps=4,
+)  # fmt: skip
+with watching(trainer) as watched:
+    trainer.train()
+held = [(item.id, item.uses, round(item.gain, 6)) for item in callback.library.records()]
+result = {
+    "prompts": watched["generated"],
+    "plain": seen,
+    "versions": [*versions, callback.library.version],
+    "held": held,
+    "rollouts": callback.library.counters().rollouts,
+    "metrics": [entry["experience/injected_share"] for entry in trainer.state.log_history if "loss" in entry],
+    "parameters": sum(value.double().sum().item() for value in trainer.model.parameters()),
+}
+(FOLDER / f"rank-{RANK}.json").write_text(json.dumps(result))
+# A rank that ends while its trainer still holds gloo's threads aborts now and then.
+trainer = watched = callback = None
+torch.distributed.destroy_process_group()
+gc.collect()

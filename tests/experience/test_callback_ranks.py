@@ -1,0 +1,93 @@
+"""Two gloo ranks: one library, one version, one text per group; and what the other ranks learn of a failure."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.experience.callback_runs import GROUP, LESSONS, QUESTIONS, lessons_library
+from trl_grpo_ext import ExperienceLibrary
+from trl_grpo_ext.experience import ExperienceError, sharing
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHILD = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def test_two_ranks_inject_and_learn_as_one(tmp_path):
+    lessons_library(tmp_path / "experiences.db").close()
+    command = ["torchrun", "--standalone", "--nproc_per_node", "2", "-m", "tests.experience.callback_two_ranks"]
+    done = subprocess.run(
+        [*command, str(tmp_path)],
+        env=os.environ | CHILD,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    for name in ("versions", "held", "metrics", "rollouts"):
+        assert one[name] == two[name], name
+    # One version per step, and both ranks read it at the next generation.
+    first = one["versions"][0]
+    assert one["versions"] == [first, first + 1, first + 2, first + 3, first + 4]
+    assert set(one["plain"]) | set(two["plain"]) <= set(QUESTIONS)
+    check_groups(one["prompts"], two["prompts"])
+    with ExperienceLibrary(tmp_path / "experiences.db") as library:
+        assert library.counters().rollouts == one["rollouts"] == 4 * 2 * GROUP
+        assert [item.id for item in library.records()] == [name for name, *_ in one["held"]]
+        assert any(item.uses for item in library.records("lesson"))
+        # Rank 0 gives rewards 0 to 3, rank 1 4 to 7: of whole groups of one rank two rows are above the mean.
+        assert {item.record.advantage for item in library.records("episode")} == {0.5, 1.5}
+    assert (tmp_path / "out" / "checkpoint-4" / "experiences.db").is_file()
+
+
+def check_groups(one, two):
+    """TRL gives each rank whole or half groups in order: the world's rows are rank 0's, then rank 1's, per step."""
+    per_rank = len(one) // 4
+    for step in range(4):
+        world = one[step * per_rank : (step + 1) * per_rank] + two[step * per_rank : (step + 1) * per_rank]
+        groups = [world[start : start + GROUP] for start in range(0, len(world), GROUP)]
+        assert all(len(set(group)) == 1 for group in groups)
+    texts = set(one + two)
+    assert any(LESSONS[0] in text for text in texts) and any(LESSONS[0] not in text for text in texts)
+    assert any("\nA: " in text for text in texts), "no episode was injected"
+
+
+def accelerator(main):
+    return SimpleNamespace(num_processes=2, is_main_process=main)
+
+
+def test_a_failure_of_the_main_process_ends_every_rank(monkeypatch):
+    sent = []
+
+    def broadcast(box):
+        if sent:
+            box[:] = sent[0]
+        else:
+            sent.append(list(box))
+
+    monkeypatch.setattr(sharing, "broadcast_object_list", broadcast)
+
+    def full():
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        sharing.from_main(accelerator(True), full)
+    with pytest.raises(ExperienceError, match="main process failed: OSError: the disk is full"):
+        sharing.from_main(accelerator(False), full)
+
+
+def test_a_rank_that_is_not_the_main_one_opens_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    sharing.SharedLibrary(tmp_path / "experiences.db")
+    assert not (tmp_path / "experiences.db").exists()
