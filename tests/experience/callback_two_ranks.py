@@ -1,14 +1,12 @@
 """Run by torchrun: every group lies on two ranks; prints what each rank has injected, rewarded and read."""
 
-import gc
 import json
 import os
 import sys
 from pathlib import Path
 
-import torch
-
 from tests.experience.callback_runs import GROUP, make_trainer, watching
+from tests.ranks import leave
 from trl_grpo_ext import ExperienceCallback
 
 RANK, FOLDER = int(os.environ["RANK"]), Path(sys.argv[1])
@@ -40,7 +38,4 @@ result = {
     "parameters": sum(value.double().sum().item() for value in trainer.model.parameters()),
 }
 (FOLDER / f"rank-{RANK}.json").write_text(json.dumps(result))
-# A rank that ends while its trainer still holds gloo's threads aborts now and then.
-trainer = watched = callback = None
-torch.distributed.destroy_process_group()
-gc.collect()
+leave()

@@ -1,39 +1,19 @@
 """Two gloo ranks: one library, one version, one text per group; and what the other ranks learn of a failure."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.experience.callback_runs import GROUP, LESSONS, QUESTIONS, lessons_library
+from tests.ranks import run_ranks
 from trl_grpo_ext import ExperienceLibrary
 from trl_grpo_ext.experience import ExperienceError, sharing
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-CHILD = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONWARNINGS": "ignore",
-}
 
 
 def test_two_ranks_inject_and_learn_as_one(tmp_path):
     lessons_library(tmp_path / "experiences.db").close()
-    command = ["torchrun", "--standalone", "--nproc_per_node", "2", "-m", "tests.experience.callback_two_ranks"]
-    done = subprocess.run(
-        [*command, str(tmp_path)],
-        env=os.environ | CHILD,
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks("tests.experience.callback_two_ranks", tmp_path)
     one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     for name in ("versions", "held", "metrics", "rollouts"):
         assert one[name] == two[name], name

@@ -1,13 +1,12 @@
 """Run by torchrun: one step of a group that lies on two ranks, one row of which is skipped."""
 
-import gc
 import os
 import sys
 from pathlib import Path
 
-import torch
 from adapter_runs import GROUP, dataset, make_model, make_tokenizer, make_trainer
 
+from tests.ranks import leave
 from trl_grpo_ext.rewards.skips import ExcludeSkipped
 
 RANK = int(os.environ["RANK"])
@@ -29,7 +28,4 @@ trainer._compute_loss = lambda model, inputs: used.extend(inputs["advantages"].t
 trainer.train()
 # TRL shuffles the rows of a rank.
 print(f"rank {RANK}: {sorted(used)} of {list(trainer._logs['advantages'])}", flush=True)
-# A rank that ends while its trainer still holds gloo's threads aborts now and then.
-trainer = compute_loss = None
-torch.distributed.destroy_process_group()
-gc.collect()
+leave()
