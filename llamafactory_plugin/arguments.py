@@ -1,4 +1,4 @@
-"""The `grpo_*` and `reward_*` arguments: one dataclass, mixed into LLaMA-Factory's `FinetuningArguments`."""
+"""The `grpo_*`, `reward_*` and `experience_*` arguments: one dataclass, mixed into LLaMA-Factory's `FinetuningArguments`."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from llamafactory_plugin.argument_values import parse_mapping
 from llamafactory_plugin.checks import check_choice, check_number
 from llamafactory_plugin.errors import UsageError
+from llamafactory_plugin.experience_arguments import ExperienceArguments, check_experience_values
 from llamafactory_plugin.presets import needs_reference
 from llamafactory_plugin.reward_arguments import RewardArguments, check_reward_values
 from trl_grpo_ext.presets import PRESETS
@@ -21,7 +22,7 @@ def is_own_name(name: str) -> bool:
 
 
 @dataclass
-class GRPOArguments(RewardArguments):
+class GRPOArguments(RewardArguments, ExperienceArguments):
     r"""Arguments of `stage: grpo` (Group Relative Policy Optimization, arXiv 2402.03300)."""
 
     grpo_group_size: int = field(
@@ -87,6 +88,7 @@ class GRPOArguments(RewardArguments):
     def __post_init__(self) -> None:
         check_choice("stage", self.stage, stage_choices(type(self)))  # type: ignore[attr-defined]
         self.parse_reward_arguments()
+        self.parse_experience_arguments()
         self.grpo_config = parse_mapping("grpo_config", self.grpo_config)
         super().__post_init__()  # type: ignore[misc]
         if self.stage == "grpo":  # type: ignore[attr-defined]
@@ -113,7 +115,7 @@ def stage_choices(arguments_class: type) -> tuple[str, ...]:
 
 
 def check_values(arguments: Any) -> None:
-    """Check every `grpo_*` value of a run of stage grpo.
+    """Check every value of a run of stage grpo.
 
     Raises:
         UsageError: naming the argument, its rule and the value given.
@@ -164,6 +166,7 @@ def check_values(arguments: Any) -> None:
     if arguments.grpo_temperature == 0:
         raise UsageError("grpo_temperature must be above 0: greedy rollouts are all equal; 1.0 is the default.")
     check_reward_values(arguments)
+    check_experience_values(arguments)
     for name in ("grpo_use_vllm", "grpo_normalize_advantages"):
         if not isinstance(getattr(arguments, name), (bool, type(None))):
             raise UsageError(f"{name} must be true or false, not {getattr(arguments, name)!r}.")

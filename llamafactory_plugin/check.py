@@ -69,6 +69,7 @@ def check(rows: int, load_reward_model: bool = False) -> int:
 
 def print_run(prepared: Any) -> None:
     """Print the arithmetic of a run: its batch, its data, its longest prompts, the defaults that were chosen."""
+    from llamafactory_plugin.experience import experience_line
     from llamafactory_plugin.summary import loss_line
 
     plan, data, config = prepared.plan, prepared.data, prepared.config
@@ -79,6 +80,8 @@ def print_run(prepared: Any) -> None:
     for tokens, text in data.longest:
         print(f"  {tokens} tokens: {_shortened(text)}")
     print(loss_line(config, prepared.run.finetuning_args.grpo_preset))
+    if (line := experience_line(prepared.run.finetuning_args)) is not None:
+        print(line)
     for note in prepared.notes:
         print(f"default: {note}")
 

@@ -87,9 +87,10 @@ def load_data(run: Any, renderer: PromptRenderer, processor: Any, max_prompt_len
 
 
 def wanted_columns(arguments: Any) -> list[str]:
-    """The columns of `grpo_extra_columns`, and that of the curriculum."""
+    """The columns of `grpo_extra_columns`, that of the curriculum, and those that episodes keep."""
     curriculum = arguments.grpo_config.get("curriculum_column")
-    return list(dict.fromkeys([*(arguments.grpo_extra_columns or []), *([curriculum] if curriculum else [])]))
+    given = [*(arguments.grpo_extra_columns or []), *(arguments.experience_metadata_columns or [])]
+    return list(dict.fromkeys([*given, *([curriculum] if curriculum else [])]))
 
 
 def check_canary_datasets(canaries: Sequence[str], names: Sequence[str]) -> None:

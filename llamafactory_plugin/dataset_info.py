@@ -28,6 +28,8 @@ RESERVED_COLUMNS = frozenset(
         "image",
         "images",
         "tools",
+        "plain_prompt",
+        "experience_selection",
     ]
 )
 MEDIA_COLUMNS = ("images", "videos", "audios")

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
-from llamafactory_plugin.rendering import PromptRenderer
+from llamafactory_plugin.rendering import PLAIN_PROMPT, PromptRenderer
 from llamafactory_plugin.reward_log import LoggedReward, RewardLog, mean_over_ranks, with_extras
 from llamafactory_plugin.rollouts import FixedEncoding, StopToken, cut_after_stop
 from trl_grpo_ext import SelfCertainty, import_trl
@@ -40,7 +40,7 @@ class RenderedRollouts(import_trl().GRPOTrainer):  # type: ignore[misc]
         self.renderer = renderer
         self.rows: list[dict[str, Any]] = []
         self._stop_token_ids = frozenset(renderer.stop_token_ids())
-        self._row_tools: Sequence[str | None] = ()
+        self._rendered_columns: Sequence[dict[str, Any]] = ()
         self._reward_log = RewardLog()
 
     def set_stop_tokens(self) -> None:
@@ -55,7 +55,8 @@ class RenderedRollouts(import_trl().GRPOTrainer):  # type: ignore[misc]
         ]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._row_tools = [row.get("tools") for row in inputs]
+        self._rendered_columns = [{name: row.get(name) for name in ("tools", PLAIN_PROMPT)} for row in inputs]
+        self._injected = [injected_prompt(row) for row in inputs]
         self._hidden = [{name: row[name] for name in AMBIGUOUS_COLUMNS & row.keys()} for row in inputs]
         visible = [{name: row[name] for name in row if name not in AMBIGUOUS_COLUMNS} for row in inputs]
         first = len(self.rows) + self.accelerator.process_index * len(inputs)
@@ -63,7 +64,8 @@ class RenderedRollouts(import_trl().GRPOTrainer):  # type: ignore[misc]
         return output | {ROW: torch.arange(first, first + len(inputs), device=output["advantages"].device)}
 
     def _generate_single_turn(self, prompts: list[Any], images: Any) -> Any:
-        prompt_ids = [self.renderer.encode(*row) for row in zip(prompts, self._row_tools, strict=True)]
+        columns = zip(prompts, self._rendered_columns, strict=True)
+        prompt_ids = [self.renderer.encode_row({**others, "prompt": prompt}) for prompt, others in columns]
         rendered = [self._vllm_prompt(ids) if self.use_vllm else self.renderer.decode(ids) for ids in prompt_ids]
         with self._rendered(prompt_ids), plain_generation_config(self.model):
             prompt_ids, completion_ids, *rest = super()._generate_single_turn(rendered, images)
@@ -77,7 +79,10 @@ class RenderedRollouts(import_trl().GRPOTrainer):  # type: ignore[misc]
         rows = [
             {"prompt": prompt, "completion": completion[-1]["content"], "tokens": len(ids)}
             | {name: row[name] for name in LOGGED_COLUMNS if name in row}
-            for row, prompt, completion, ids in zip(inputs, prompts, completions, completion_ids_list, strict=True)
+            | injected
+            for row, prompt, completion, ids, injected in zip(
+                inputs, prompts, completions, completion_ids_list, self._injected, strict=True
+            )
         ]
         metrics, extras = self._reward_log.take()
         self.rows += gather_object(with_extras(rows, extras))
@@ -97,6 +102,13 @@ class RenderedRollouts(import_trl().GRPOTrainer):  # type: ignore[misc]
             yield
         finally:
             self.processing_class = tokenizer
+
+
+def injected_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """What the completions file says of a row whose prompt has something injected; nothing of others."""
+    plain, prompt = row.get(PLAIN_PROMPT), row["prompt"]
+    # A copy: TRL 0.24 takes the last message of a prefilled prompt away.
+    return {} if plain is None or plain == prompt else {"injected_prompt": list(prompt)}
 
 
 @contextmanager

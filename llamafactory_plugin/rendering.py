@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 Message = dict[str, str]
+# Column of a row whose prompt has experiences in it: the prompt without them.
+PLAIN_PROMPT = "plain_prompt"
 
 # LLaMA-Factory's role -> the role in a prompt that reward functions see. `function` is a turn with a tool call.
 TO_PROMPT_ROLE = {"user": "user", "assistant": "assistant", "observation": "tool", "function": "function"}
@@ -29,12 +31,35 @@ def from_messages(messages: Sequence[Message]) -> tuple[list[Message], str | Non
     return turns, system or None
 
 
+def with_default_system(
+    prompt: Sequence[Message], plain: Sequence[Message] | None, default_system: str | None
+) -> Sequence[Message]:
+    """A prompt into which a system message was injected, with the template's default system text behind it.
+
+    LLaMA-Factory's templates render their default system text where a prompt has none of its own, so that an injected
+    message would take its place.
+
+    Args:
+        prompt: the messages to render.
+        plain: the prompt of the dataset, where something was injected.
+        default_system: the template's.
+    """
+    if not default_system or plain is None or plain[0]["role"] == "system" or prompt[0]["role"] != "system":
+        return prompt
+    return [{"role": "system", "content": f"{prompt[0]['content']}\n\n{default_system}"}, *prompt[1:]]
+
+
 class PromptRenderer:
     """Renders prompts with a Template and its tokenizer."""
 
     def __init__(self, template: Any, tokenizer: Any) -> None:
         self.template = template
         self.tokenizer = tokenizer
+
+    def encode_row(self, row: dict[str, Any]) -> list[int]:
+        """The prompt ids of a row with `prompt`, perhaps `tools`, and `plain_prompt` where something was injected."""
+        prompt = with_default_system(row["prompt"], row.get(PLAIN_PROMPT), self.template.default_system)
+        return self.encode(prompt, row.get("tools"))
 
     def encode(self, messages: Sequence[Message], tools: str | None = None) -> list[int]:
         """The prompt's token ids, up to and with the header of the assistant's turn.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -94,6 +95,10 @@ class LlamaFactoryGRPOTrainer(ExtendedGRPOTrainer, RenderedRollouts):
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         kwargs.setdefault("license", "other")  # else the hub is asked for the base model's
         Trainer.create_model_card(self, model_name=model_name, tags=[*tags, "grpo"], **kwargs)
+
+    def tokenize_prompts(self, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+        """The ids that a generation begins from are the Template's."""
+        return [self.renderer.encode_row(row) for row in rows]
 
     def start_completion_log(self, *, is_training: bool) -> None:
         """Make the completion files those of this run: kept up to the step that was resumed from, else begun anew."""

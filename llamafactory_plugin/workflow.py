@@ -18,6 +18,8 @@ from llamafactory.train.trainer_utils import create_modelcard_and_push, create_r
 from llamafactory_plugin.batches import BatchPlan, batch_plan
 from llamafactory_plugin.dataset import GRPOData, load_data
 from llamafactory_plugin.errors import UsageError, nearest
+from llamafactory_plugin.experience import attach_again, check_experience, experience_callbacks
+from llamafactory_plugin.experience_library import opened_library
 from llamafactory_plugin.refusals import refuse_unsupported
 from llamafactory_plugin.rendering import PromptRenderer
 from llamafactory_plugin.reward_model import LlamaFactoryReward, parts_of
@@ -58,6 +60,7 @@ def prepare_run(run: RunArguments) -> PreparedRun:
     rewards = load_rewards(run)
     notes: list[str] = []
     config = build_config(run, notes)
+    check_experience(run, config)
     tokenizer_module = load_tokenizer(run.model_args)
     check_template(run.data_args.template)
     template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], run.data_args)
@@ -86,12 +89,18 @@ def run_grpo(run: RunArguments, callbacks: list[Any] | None = None) -> None:
     control = apply_reward_control(prepared.rewards, run.finetuning_args.grpo_reward_control, run.training_args.seed)
     prepared = dataclasses.replace(prepared, rewards=control)
     announce(prepared)
-    trainer = _create_trainer(prepared, [*(callbacks or []), *own_callbacks])
+    with opened_library(run) as library:
+        _run(prepared, [*(callbacks or []), *own_callbacks, *experience_callbacks(run, library)])
+
+
+def _run(prepared: PreparedRun, callbacks: list[Any]) -> None:
+    run, trainer = prepared.run, _create_trainer(prepared, callbacks)
     if run.training_args.do_train:
         _train(trainer, run)
     else:
         trainer.start_completion_log(is_training=False)
     if run.training_args.do_eval:
+        attach_again(callbacks, trainer)
         metrics = trainer.evaluate(metric_key_prefix="eval")
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
@@ -151,10 +160,11 @@ def _create_trainer(prepared: PreparedRun, callbacks: list[Any] | None) -> Any:
     from trl_grpo_ext import prepare_model
 
     run, config, renderer = prepared.run, prepared.config, prepared.renderer
-    run.model_args.model_max_length = run.data_args.cutoff_len + config.max_completion_length
+    experiences = run.finetuning_args.experience_token_budget or 0
+    run.model_args.model_max_length = run.data_args.cutoff_len + experiences + config.max_completion_length
     model = load_model(renderer.tokenizer, run.model_args, run.finetuning_args, run.training_args.do_train)
     load_reward_models(prepared.rewards)
-    check_context_length(model, prepared.data.longest_prompt, config.max_completion_length)
+    check_context_length(model, prepared.data.longest_prompt + experiences, config.max_completion_length)
     prepare_model(model)
     disable_attention_dropout(model)
     keep_checkpointing_kwargs(model, run.model_args.use_reentrant_gc)

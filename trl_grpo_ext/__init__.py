@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from trl_grpo_ext.advantages import AdvantageConfig, group_advantages
     from trl_grpo_ext.callbacks import AdaptiveKLCallback, ClipScheduleCallback
     from trl_grpo_ext.config import ExtendedGRPOConfig
-    from trl_grpo_ext.experience import Episode, ExperienceCallback, ExperienceConfig, ExperienceLibrary, Lesson
+    from trl_grpo_ext.experience import (
+        Episode,
+        ExperienceCallback,
+        ExperienceConfig,
+        ExperienceLibrary,
+        Lesson,
+        RescueCallback,
+    )
     from trl_grpo_ext.losses import LossConfig, LossInputs, LossOutputs, policy_loss
     from trl_grpo_ext.presets import preset
     from trl_grpo_ext.rewards import (
@@ -55,6 +62,7 @@ _HOME = {
     "LossInputs": _LOSSES,
     "LossOutputs": _LOSSES,
     "REWARDS": _REWARDS,
+    "RescueCallback": _EXPERIENCE,
     "SelfCertainty": _SELF_CERTAINTY,
     "apply_reward_control": _REWARDS,
     "check_reward_columns": _REWARDS,
@@ -90,6 +98,7 @@ __all__ = [
     "LossConfig",
     "LossInputs",
     "LossOutputs",
+    "RescueCallback",
     "SelfCertainty",
     "__version__",
     "apply_reward_control",

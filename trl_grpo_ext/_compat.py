@@ -3,6 +3,9 @@
 Supported: TRL 0.24 (LLaMA-Factory 0.9.5) to 1.16. Importing this module imports neither TRL nor torch.
 """
 
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
@@ -171,6 +174,53 @@ def logps_and_entropies(
         **{name: value for name, value in batch.items() if name in taken},
     )
     return result[0], result[1]
+
+
+def reference_logps(trainer: Any, batch: dict[str, Any], batch_size: int | None = None) -> Any:
+    """Return log-probabilities (rows, T) of the completions of a batch under the trainer's reference.
+
+    That is its reference model; without one, for an adapter, the policy without it, or with the copy of its beginning
+    that TRL >= 1.0 keeps under the name "ref".
+
+    Args:
+        trainer: a GRPOTrainer with a reference.
+        batch: as in `logps_and_entropies`.
+        batch_size: as there.
+    """
+    with _reference(trainer) as model:
+        return logps_and_entropies(trainer, model, batch, False, batch_size)[0]
+
+
+@contextmanager
+def _reference(trainer: Any) -> Iterator[Any]:
+    if trainer.ref_model is not None:
+        yield trainer.ref_model
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    use_adapter = getattr(import_module("trl.trainer.utils"), "use_adapter", None)
+    kept = "ref" if "ref" in model.peft_config else None
+    with use_adapter(model, adapter_name=kept) if use_adapter else model.disable_adapter():
+        yield trainer.model
+
+
+def tokenize_prompts(trainer: Any, prompts: Sequence[Any]) -> list[list[int]]:
+    """Return the token ids that the trainer generates from for these prompts, texts or messages, without images.
+
+    TRL >= 1.0 has a method for it. TRL 0.24 does it while it generates: without special tokens, cut to
+    `max_prompt_length` on the tokenizer's truncation side. vLLM and transformers' paged generation put special tokens
+    in; vLLM cuts on the left, the paged one nothing.
+    """
+    prompts = copy.deepcopy(list(prompts))
+    if hasattr(trainer, "_tokenize_prompts"):
+        return [list(ids) for ids in trainer._tokenize_prompts(prompts)[0]]
+    trl, tokenizer = import_trl(), trainer.processing_class
+    texts = [trl.maybe_apply_chat_template({"prompt": prompt}, tokenizer)["prompt"] for prompt in prompts]
+    limit = trainer.max_prompt_length
+    if trainer.use_vllm:
+        return [ids[-limit:] if limit else ids for ids in tokenizer(text=texts)["input_ids"]]
+    if getattr(trainer, "use_transformers_paged", False):
+        return tokenizer(text=texts)["input_ids"]
+    return tokenizer(text=texts, add_special_tokens=False, max_length=limit, truncation=True)["input_ids"]
 
 
 def logps_result(logps: Any, entropies: Any) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ import copy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from trl_grpo_ext import config_checks
+from trl_grpo_ext import batching_checks, config_checks
 from trl_grpo_ext._compat import config_kwargs, import_trl
 from trl_grpo_ext.advantages import AdvantageConfig
 from trl_grpo_ext.losses import ClipSchedule, LossConfig
@@ -20,6 +20,8 @@ def _option(default: Any, text: str) -> Any:
 @dataclass
 class ExtendedGRPOConfig(import_trl().GRPOConfig):  # type: ignore[misc]
     r"""TRL's `GRPOConfig` and the options of `ExtendedGRPOTrainer`; every default is TRL's behaviour.
+
+    Options of batching that are None are on where they are exact, and off elsewhere (docs/batching.md).
 
     `loss_type` also takes `token_mean` and `importance_sampling_level` also `sequence_token` and `geometric`. As soon
     as one option of the loss is set, the loss is `losses.policy_loss`; until then it is TRL's own.
@@ -46,6 +48,15 @@ class ExtendedGRPOConfig(import_trl().GRPOConfig):  # type: ignore[misc]
     kl_estimator: str = _option("k3", "KL estimator: `k1`, `k2`, or `k3` (TRL's).")
     kl_place: str = _option("loss", "KL penalty as a term of the `loss`, or subtracted from the `reward`.")
     kl_target: float | None = _option(None, "KL per token in nats that `beta` is steered to; unset: constant beta.")
+
+    loss_context: str = _option(
+        "injected", "Prompt that completions with experiences in theirs are learned with: `injected`, or `plain`."
+    )
+    off_policy_correction: str = _option(
+        "clip", "For completions learned with another prompt than they were sampled with: `clip`, `truncate`, `shape`."
+    )
+    off_policy_cap: float = _option(2.0, "Largest importance weight of `truncate`.")
+    off_policy_gamma: float = _option(0.1, "gamma of the weight r gamma / (r + gamma)^2 of `shape` (LUFFY).")
 
     advantage_baseline: str = _option("mean", "`mean`, `leave_one_out` (RLOO) or `median` (MC-GRPO).")
     advantage_scale: str | None = _option(None, "`std`, `mad`, `batch`, `none`; unset: as scale_rewards says.")
@@ -75,15 +86,20 @@ class ExtendedGRPOConfig(import_trl().GRPOConfig):  # type: ignore[misc]
         None, "Temperature of evaluation rollouts, 0 is greedy; default: temperature."
     )
 
-    shared_prompt: bool = _option(
-        False, "Encode each prompt once for all its completions of a micro-batch, in every log-probability pass."
+    shared_prompt: bool | None = _option(
+        None, "Encode each prompt once for all its completions of a micro-batch, in every log-probability pass."
     )
-    chunked_logps: bool = _option(False, "Never hold the logits of whole sequences; TRL >= 1.15 always does so.")
+    shared_prefill: bool | None = _option(
+        None, "Encode each prompt once for all its completions in generation with transformers' `generate`."
+    )
+    keep_groups: bool | None = _option(
+        None, "Shuffle groups, not rows, into micro-batches, long ones first where that can't change the loss."
+    )
+    trim_padding: bool | None = _option(None, "Trim every micro-batch to its own longest prompt and completion.")
+    chunked_logps: bool | None = _option(
+        None, "Hold one copy of a bounded part of the logits at most; TRL >= 1.15 has its own way."
+    )
     skip_entropy: bool = _option(False, "Compute no entropy in training, and do not log it.")
-    keep_groups: bool = _option(
-        False, "Shuffle groups, not rows, into micro-batches, long ones first where that can't change the loss."
-    )
-    trim_padding: bool = _option(False, "Trim every micro-batch to its own longest prompt and completion.")
     skip_zero_advantages: bool = _option(False, "Leave rows of advantage 0 out of the policy's pass.")
 
     def __post_init__(self) -> None:
@@ -108,6 +124,11 @@ class ExtendedGRPOConfig(import_trl().GRPOConfig):  # type: ignore[misc]
         return self.beta != 0.0 or self.clip_anchor != "old"
 
     @property
+    def off_policy_options(self) -> tuple[str, float, float]:
+        """The last arguments of `off_policy.reweighted`."""
+        return self.off_policy_correction, self.off_policy_cap, self.off_policy_gamma
+
+    @property
     def solve_rate_band(self) -> tuple[float, float]:
         """`curriculum_band`, or its default."""
         low, high = self.curriculum_band or (0.25, 0.75)
@@ -117,7 +138,13 @@ class ExtendedGRPOConfig(import_trl().GRPOConfig):  # type: ignore[misc]
     def orders_groups(self) -> bool:
         """Whether the loss is the same in whichever order an accumulation window's rows come."""
         per_micro_batch = self.loss_type == "bnpo" or self.loss_fn or self.clip_kind in ("clip_cov", "kl_cov")
-        return not per_micro_batch and self.top_entropy_quantile >= 1.0 and not config_checks.entropy_bonus(self)
+        return not per_micro_batch and self.top_entropy_quantile >= 1.0 and not batching_checks.entropy_bonus(self)
+
+    @property
+    def one_window(self) -> bool:
+        """Whether a generation is one optimizer step, whose rows may come in any order."""
+        one = self.steps_per_generation == self.gradient_accumulation_steps and self.num_iterations == 1
+        return one and self.orders_groups
 
     def loss_config(self) -> LossConfig:
         """Return the options of `losses.policy_loss`."""

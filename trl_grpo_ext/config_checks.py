@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from trl_grpo_ext._compat import has_chunked_head
+from trl_grpo_ext.batching_checks import check_batching
 from trl_grpo_ext.losses.config import check_choice, check_range
+from trl_grpo_ext.off_policy import CORRECTIONS
 from trl_grpo_ext.sampling import GROUP_FILTERS, ZERO_VARIANCE_POLICIES
 
 OWN_LEVELS = ("sequence_token", "geometric")
 _SOFT = ("soft_temperature_positive", "soft_temperature_negative")
 _CLIP_COV = ("cov_low", "cov_high")
+_OFF_POLICY = ("off_policy_correction", "off_policy_cap", "off_policy_gamma")
 LOSS_OPTIONS = (
     *("loss_fn", "clip_anchor", "clip_kind", *_SOFT, "cov_fraction", *_CLIP_COV, "cov_kl_coef"),
-    *("kl_estimator", "kl_place"),
+    *("kl_estimator", "kl_place", *_OFF_POLICY),
 )
 ADVANTAGE_OPTIONS = (
     *("advantage_baseline", "advantage_scale", "advantage_ddof", "advantage_eps", "advantage_floor", "advantage_clip"),
@@ -39,12 +41,18 @@ def check(config: Any) -> None:
     """
     check_choice("loss_backend", config.loss_backend, ["auto", "extended"])
     _check_conditions(config)
+    _check_contexts(config)
     _check_loss(config)
     _check_clip_schedule(config)
     _check_advantages(config)
     _check_sampling(config)
     _check_curriculum(config)
-    _check_batching(config)
+    check_batching(config)
+    if "logits_processor" in (config.generation_kwargs or {}):
+        raise ValueError(
+            "generation_kwargs: rollouts that a logits_processor bends are off-policy, and TRL would not hand it on: remove "
+            "it, and use it with model.generate."
+        )
     check_range("eval_temperature", config.eval_temperature, 0.0)
     if config.eval_temperature is not None and config.use_vllm:
         raise ValueError(
@@ -86,12 +94,36 @@ def _check_conditions(config: Any) -> None:
     _only_with(config, ["cov_fraction"], "clip_kind", ["clip_cov", "kl_cov"])
     _only_with(config, _CLIP_COV, "clip_kind", ["clip_cov"])
     _only_with(config, ["cov_kl_coef"], "clip_kind", ["kl_cov"])
+    _only_with(config, ["off_policy_cap"], "off_policy_correction", ["truncate"])
+    _only_with(config, ["off_policy_gamma"], "off_policy_correction", ["shape"])
     _only_with(config, ["clip_final_factor"], "clip_schedule", ["linear", "cosine"])
     _only_with(config, ["clip_target_fraction"], "clip_schedule", ["adaptive"])
     for name in config.changed(("kl_estimator", "kl_place", "kl_target")) if config.beta == 0.0 else ():
         raise ValueError(
             f"{name}={getattr(config, name)!r} does nothing with beta=0.0: unset it, or set beta above 0."
         )
+
+
+def _check_contexts(config: Any) -> None:
+    check_choice("loss_context", config.loss_context, ["injected", "plain"])
+    check_choice("off_policy_correction", config.off_policy_correction, list(CORRECTIONS))
+    check_range("off_policy_cap", config.off_policy_cap, 0.0, open_low=True)
+    check_range("off_policy_gamma", config.off_policy_gamma, 0.0, open_low=True)
+    needed = {"importance_sampling_level": "token", "clip_anchor": "old"}
+    for name, value in needed.items() if config.off_policy_correction != "clip" else ():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"off_policy_correction={config.off_policy_correction!r} weighs single tokens by their ratio to the "
+                f"policy that sampled: it needs {name}={value!r}, not {getattr(config, name)!r}."
+            )
+    if config.loss_context == "injected":
+        return
+    for name, wrong, why in (
+        ("kl_place", "reward", "a penalty for whole completions compares log-probabilities under one prompt"),
+        ("clip_anchor", "reference", "the ratio must be to the policy that sampled"),
+    ):
+        if getattr(config, name) == wrong:
+            raise ValueError(f"loss_context='plain' does not work with {name}={wrong!r}: {why}. Unset one of them.")
 
 
 def _check_loss(config: Any) -> None:
@@ -195,33 +227,3 @@ def _check_curriculum(config: Any) -> None:
     band = config.curriculum_band
     if band is not None and not (len(band) == 2 and 0.0 <= band[0] < band[1] <= 1.0):
         raise ValueError(f"curriculum_band must be [low, high] with 0 <= low < high <= 1, not {band!r}.")
-
-
-def entropy_bonus(config: Any) -> str | None:
-    """Return the option that puts the entropy into TRL's loss, if one is set."""
-    return next((name for name in ("entropy_coef", "use_adaptive_entropy") if getattr(config, name, False)), None)
-
-
-def _check_batching(config: Any) -> None:
-    bonus, liger, compiled = entropy_bonus(config), _set(config, "use_liger_loss"), _set(config, "torch_compile")
-    quantile = "top_entropy_quantile" if config.top_entropy_quantile < 1.0 else None
-    of_tokens = "clip_kind" if config.clip_kind in ("clip_cov", "kl_cov") else None
-    user, beta, router = _set(config, "loss_fn"), _set(config, "beta"), _set(config, "router_aux_loss_coef")
-    adaptive = "clip_schedule" if config.clip_schedule == "adaptive" else None
-    own_head = (bonus, router, liger, compiled, _set(config, "cast_lm_head_to_fp32"))
-    excluded = {
-        "shared_prompt": own_head,
-        "chunked_logps": () if has_chunked_head() else own_head,
-        "skip_entropy": (bonus, quantile, user, liger),
-        "skip_zero_advantages": (beta, bonus, quantile, of_tokens, user, adaptive, router, liger),
-    }
-    for name, others in excluded.items():
-        for other in filter(None, others if getattr(config, name) else ()):
-            raise ValueError(
-                f"{name}=True does not work with {other}={getattr(config, other)!r}, which needs what it leaves out: "
-                "unset one of them."
-            )
-
-
-def _set(config: Any, name: str) -> str | None:
-    return name if getattr(config, name, None) else None

@@ -7,7 +7,7 @@ draws the same prompts, from a generator of its own.
 
 import copy
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +16,12 @@ from accelerate.utils import gather_object
 
 from trl_grpo_ext._compat import pad_token_id
 from trl_grpo_ext.advantages import constant_groups
+from trl_grpo_ext.off_policy import OFF_POLICY, PLAIN_PROMPT, with_sampling_logps
 from trl_grpo_ext.sampling import draw_indices, groups_to_redraw, pad_columns, replacements, row_sources
 from trl_grpo_ext.scoring import Scored, count_items, local_rows, replace_tail
 
 Rows = list[dict[str, Any]]
+Generate = Callable[[Rows], Any]
 
 
 def redraw(trainer: Any, inputs: Rows, scored: Scored) -> tuple[Scored, bool]:
@@ -45,11 +47,13 @@ def redraw(trainer: Any, inputs: Rows, scored: Scored) -> tuple[Scored, bool]:
         if not rows:
             break
         used |= _prompts(rows)
-        fresh, logs = _score(trainer, rows)
+        fresh, logs = score(trainer, rows)
+        if OFF_POLICY in scored.output:
+            fresh.output = with_sampling_logps(trainer, fresh.output)
         pairs = replacements(dead, constant_groups(fresh.totals(trainer), size))
         sources = row_sources(len(dead), pairs, size)
-        scored = _merge(trainer, scored, fresh, torch.tensor(sources, device=dead.device))
-        _merge_logs(trainer._logs, logs, sources)
+        scored = merge(trainer, scored, fresh, torch.tensor(sources, device=dead.device))
+        merge_logs(trainer._logs, logs, sources)
         counts["rounds"] += 1
         counts["groups_redrawn"] += wanted
         counts["groups_replaced"] += len(pairs)
@@ -66,7 +70,7 @@ def _log(trainer: Any, counts: dict[str, int], dead: torch.Tensor) -> None:
 
 def _prompts(rows: Rows) -> set[str]:
     """The prompts of all ranks' rows as the dataset has them, in a form that can be compared, texts and messages alike."""
-    return set(gather_object([repr(row.get("plain_prompt", row["prompt"])) for row in rows]))
+    return set(gather_object([repr(row.get(PLAIN_PROMPT, row["prompt"])) for row in rows]))
 
 
 def _order(trainer: Any, attempt: int) -> Iterable[int]:
@@ -91,13 +95,22 @@ def _draw(trainer: Any, inputs: Rows, groups: int, used: set[str], attempt: int)
     return copy.deepcopy(world[first : first + count])
 
 
-def _score(trainer: Any, rows: Rows) -> tuple[Scored, dict[str, Any]]:
-    """Generate and score, through whatever is wrapped around the trainer; TRL's metrics and tables are kept apart."""
+def score(trainer: Any, rows: Rows, generate: Generate | None = None) -> tuple[Scored, dict[str, Any]]:
+    """Generate and score; TRL's metrics and tables are kept apart.
+
+    Args:
+        trainer: an ExtendedGRPOTrainer.
+        rows: this rank's rows, the same number on every rank, groups contiguous.
+        generate: what to call; by default whatever is wrapped around the trainer.
+
+    Returns:
+        The batch, and the tables.
+    """
     with _separate_logs(trainer) as logs:
         trainer.redrawn = None
         trainer.is_redrawing = True
         try:
-            trainer._generate_and_score_completions(rows)
+            (generate or trainer._generate_and_score_completions)(rows)
         finally:
             trainer.is_redrawing = False
     return trainer.redrawn, logs
@@ -117,18 +130,20 @@ def _separate_logs(trainer: Any) -> Iterator[dict[str, Any]]:
         trainer._metrics, trainer._logs = metrics, logs
 
 
-def _merge_logs(kept: dict[str, Any], fresh: dict[str, Any], sources: list[int]) -> None:
+def merge_logs(kept: dict[str, Any], fresh: dict[str, Any], sources: list[int]) -> None:
     """Make the tables of completions show the rows of the new batch."""
     for name, column in kept.items():
         if not isinstance(column, deque):
-            _merge_logs(column, fresh[name], sources)
+            merge_logs(column, fresh[name], sources)
             continue
         rows = [*list(column)[-len(sources) :], *fresh.get(name, ())]
         if len(column) >= len(sources) and len(rows) > max(sources):
             replace_tail(column, [rows[source] for source in sources])
 
 
-def _merge(trainer: Any, old: Scored, fresh: Scored, sources: torch.Tensor) -> Scored:
+def merge(trainer: Any, old: Scored, fresh: Scored, sources: torch.Tensor) -> Scored:
+    """Return the batch whose world row i is row `sources[i]` of (old batch followed by fresh batch)."""
+
     def world(name: str) -> torch.Tensor:
         return torch.cat([getattr(old, name), getattr(fresh, name)])[sources]
 

@@ -1,15 +1,16 @@
 """`ExtendedGRPOTrainer`: TRL's GRPOTrainer with this package's losses, advantages and sampling."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
-from trl_grpo_ext import redraw, scoring, self_certainty_reward
-from trl_grpo_ext._compat import group_size, import_trl, logps_and_entropies, prepare_model
-from trl_grpo_ext.batching import LogProbPasses
+from trl_grpo_ext import off_policy, redraw, rescue, scoring, self_certainty_reward
+from trl_grpo_ext._compat import group_size, import_trl, logps_and_entropies, prepare_model, tokenize_prompts
+from trl_grpo_ext.batching import PutAttentionBack
 from trl_grpo_ext.callbacks import AdaptiveKLCallback, ClipScheduleCallback, CurriculumCallback
 from trl_grpo_ext.config import ExtendedGRPOConfig
 from trl_grpo_ext.config_checks import load_function
@@ -20,9 +21,10 @@ from trl_grpo_ext.policy_metrics import policy_metrics, set_last
 from trl_grpo_ext.sampling import zero_variance_reasons
 from trl_grpo_ext.scoring import Scored
 from trl_grpo_ext.self_certainty_reward import SelfCertainty
-from trl_grpo_ext.trainer_batches import keep_groups, smaller
+from trl_grpo_ext.trainer_batches import Batching, keep_groups, smaller
 from trl_grpo_ext.trainer_setup import (
     LossFunction,
+    check_contexts,
     check_dataset,
     chosen_loss,
     default_config,
@@ -36,7 +38,7 @@ _CLIPPING = frozenset({"grpo", "bnpo", "dr_grpo", "dapo", "luspo"})
 
 
 class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
-    """TRL's GRPOTrainer; with no option of `ExtendedGRPOConfig` set, it trains exactly as TRL does.
+    """TRL's GRPOTrainer; with no option of `ExtendedGRPOConfig` set, it trains as TRL does, to rounding.
 
     Overridden: `_prepare_inputs`, `_calculate_rewards`, `_generate_and_score_completions`, `_compute_loss`,
     `_get_train_sampler` and `_get_per_token_logps_and_entropies`; each calls TRL's.
@@ -72,12 +74,16 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
         args = ExtendedGRPOConfig.from_grpo_config(args if args is not None else default_config(model))
         dataset = kwargs.get("train_dataset", rest[0] if rest else None)
         check_dataset(args, dataset)
+        check_contexts(args, dataset, kwargs.get("callbacks", rest[4] if len(rest) > 4 else None), kwargs)
         self.loss_fn = chosen_loss(args, loss_fn)
         self.uses_extended_loss = loss_fn is not None or args.uses_extended_loss
         self.curriculum: Curriculum | None = None
         self.curriculum_sampler: CurriculumSampler | None = None
         self.is_redrawing = False
         self.redrawn: Scored | None = None
+        # Set by a callback that samples dead groups again with hints.
+        self.rescuer: rescue.Rescuer | None = None
+        self.is_rescuing = False
         self.regrouped_inputs: list[dict[str, Any]] | None = None
         self._loss_config: LossConfig | None = None
         if not isinstance(model, str):
@@ -85,8 +91,7 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
         with loading_reference(args, self.loads_reference):
             super().__init__(model, reward_funcs, args, *rest, **kwargs)
         self.beta = args.beta
-        forms = {"share": args.shared_prompt, "chunk": args.chunked_logps, "skip_entropy": args.skip_entropy}
-        self._passes = LogProbPasses(self.accelerator, self.temperature, **forms)
+        self.batching = Batching.of(self, dataset)
         # TRL 0.24 reads it in the loss of an evaluation, and sets it in `train()` only.
         self.current_gradient_accumulation_steps = args.gradient_accumulation_steps
         self._self_certainty = [i for i, reward in enumerate(self.reward_funcs) if isinstance(reward, SelfCertainty)]
@@ -106,6 +111,7 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
             self.add_callback(AdaptiveKLCallback(args.kl_target))
         if self.curriculum is not None:
             self.add_callback(CurriculumCallback())
+        self.add_callback(PutAttentionBack(self.batching.passes))
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
@@ -127,6 +133,7 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
+        inputs, prompts = off_policy.plain_rows(inputs, prompts)
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._rewarded = rewards, *scoring.lengths_and_truncation(self, completion_ids_list)
         return rewards
@@ -136,25 +143,42 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         before = {name: len(values) for name, values in self._metrics[scoring.mode_of(self)].items()}
-        with self._for_scoring():
-            scored = Scored(super()._generate_and_score_completions(inputs), *self._rewarded)
+        generating = self.batching.prefill.during(self.accelerator.unwrap_model(self.model_wrapped))
+        with self._for_scoring(), generating:
+            # TRL 0.24 takes the last message of a prefilled prompt away from the row, which a rescue begins from.
+            rows = inputs if self.rescuer is None else copy.deepcopy(inputs)
+            scored = Scored(super()._generate_and_score_completions(rows), *self._rewarded)
         for index in self._self_certainty:
-            mask, rows = scoring.completion_mask(self, scored), self._rows_per_pass()
+            mask, rows = scoring.completion_mask(self, scored), self.rows_per_pass()
             values = self_certainty_reward.measure(self, scored.output, mask, rows)
             scoring.replace_reward(self, scored, index, values)
+        if self._learns_plain:
+            scored.output = off_policy.with_plain_prompts(self, inputs, scored.output)
         if self.is_redrawing:
             self.redrawn = scored
             return scored.output
         return self._finish(inputs, scored, before)
 
+    @property
+    def _learns_plain(self) -> bool:
+        """Whether what is sampled now is learned with the prompts without experiences."""
+        rescued = self.is_rescuing and self.rescuer is not None and self.rescuer.off_policy
+        return self.model.training and (self.args.loss_context == "plain" or rescued)
+
+    def tokenize_prompts(self, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+        """Return the token ids that a generation begins from, for each row's prompt; see `_compat.tokenize_prompts`."""
+        return tokenize_prompts(self, [row["prompt"] for row in rows])
+
     def _finish(self, inputs: Any, first: Scored, before: dict[str, int]) -> Any:
         """From the first scored batch to what is trained on."""
-        totals, scored, replaced = first.totals(self), first, False
+        totals, scored, replaced, rescued = first.totals(self), first, False, False
         if self.model.training:
             self._observe(totals)
+            if self.rescuer is not None:
+                scored, rescued = rescue.rescue(self, inputs, first)
             if self.args.dynamic_sampling_rounds:
-                scored, replaced = redraw.redraw(self, inputs, first)
-        self._set_advantages(scored, replaced)
+                scored, replaced = redraw.redraw(self, inputs, scored)
+        self._set_advantages(scored, replaced or rescued)
         scoring.withhold_constant_groups(self, scored, scored.totals(self))
         scoring.log_scores(self, first, totals, before)
         self.scored = scored
@@ -189,17 +213,21 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
         if known is not None:
             return known
         with torch.no_grad():
-            return logps_and_entropies(self, self.model, scored.output, False, self._rows_per_pass())[0]
+            return logps_and_entropies(self, self.model, scored.output, False, self.rows_per_pass())[0]
 
-    def _rows_per_pass(self) -> int:
+    def rows_per_pass(self) -> int:
+        """Return the rows of one forward pass without gradient, as TRL has them."""
         args = self.args
         return args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
 
     @contextmanager
     def _for_scoring(self) -> Iterator[None]:
-        """Reference log-probabilities at beta 0 too, which TRL leaves out; the temperature of an evaluation."""
+        """Reference log-probabilities at beta 0 too, which TRL leaves out; the temperature of an evaluation.
+
+        None for prompts that the loss does not see.
+        """
         beta, config = self.beta, getattr(self, "generation_config", None)
-        self.beta = beta or float(self.args.needs_reference)
+        self.beta = 0.0 if self._learns_plain else beta or float(self.args.needs_reference)
         temperature = None if self.model.training else self.args.eval_temperature
         if temperature is not None:
             self.generation_config = with_temperature(config, temperature)
@@ -211,7 +239,7 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
                 self.generation_config = config
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._passes(super()._get_per_token_logps_and_entropies, *args, **kwargs)
+        result = self.batching.passes(super()._get_per_token_logps_and_entropies, *args, **kwargs)
         self._last_pass = result[0].detach(), result[1]
         return result
 
@@ -230,6 +258,8 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
     def _extended_loss(self, model: Any, inputs: Any) -> torch.Tensor:
         logps, entropies = logps_and_entropies(self, model, inputs, not self.args.skip_entropy)
         given = loss_inputs(self, inputs, logps, entropies)
+        if off_policy.OFF_POLICY in inputs and self.args.off_policy_correction != "clip":
+            given = off_policy.reweighted(given, inputs[off_policy.OFF_POLICY], *self.args.off_policy_options)
         outputs = self.loss_fn(given) if self.loss_fn else policy_loss(given, self.current_loss_config())
         metrics = self._metrics[scoring.mode_of(self)]
         for name, value in outputs.metrics.items():

@@ -1,7 +1,7 @@
 """What `ExtendedGRPOTrainer` decides before, and outside of, TRL's own code."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,14 +46,46 @@ def check_dataset(args: Any, dataset: Any) -> None:
             f"curriculum_column={column!r} is not a column of the training set; it has {sorted(columns)}."
         )
     for name in ("keep_groups", "trim_padding", "shared_prompt", "skip_zero_advantages"):
-        if getattr(args, name) and {"image", "images"} & set(columns):
+        if getattr(args, name) and has_images(dataset):
             raise ValueError(f"{name}=True works without images only, and the training set has them: unset it.")
     if not args.dynamic_sampling_rounds:
         return
-    if not hasattr(dataset, "__getitem__") or {"image", "images"} & set(columns):
+    if not hasattr(dataset, "__getitem__") or has_images(dataset):
         raise ValueError(
             f"dynamic_sampling_rounds={args.dynamic_sampling_rounds} draws further rows by their number and works "
             "without images only: use a map-style text dataset, or 0."
+        )
+
+
+def has_images(dataset: Any) -> bool:
+    """Whether the rows of a dataset have images."""
+    return bool({"image", "images"} & set(getattr(dataset, "column_names", None) or ()))
+
+
+def check_contexts(args: Any, dataset: Any, callbacks: Any, options: Mapping[str, Any]) -> None:
+    """Refuse, before a model is loaded, a loss context or an off-policy correction that could do nothing right.
+
+    Args:
+        args: an ExtendedGRPOConfig.
+        dataset: the training set.
+        callbacks: the trainer's, or None.
+        options: the trainer's keyword arguments.
+
+    Raises:
+        ValueError: prompts that TRL does not tokenize from the row alone; a correction that no completion needs.
+    """
+    rescuers = [item for item in callbacks or () if hasattr(item, "off_policy")]
+    plain = args.loss_context == "plain"
+    for what in ["loss_context='plain'"] * plain + [type(item).__name__ for item in rescuers]:
+        if has_images(dataset):
+            raise ValueError(f"{what} works without images only, and the training set has them: leave it out.")
+        for name in ("environment_factory", "rollout_func"):
+            if options.get(name) is not None:
+                raise ValueError(f"{what} needs prompts that are the dataset's, and {name} makes others: use one.")
+    if args.off_policy_correction != "clip" and not (plain or any(item.off_policy for item in rescuers)):
+        raise ValueError(
+            f"off_policy_correction={args.off_policy_correction!r} does nothing here: set loss_context='plain', or "
+            'give the trainer callbacks=[RescueCallback(..., mode="off_policy")].'
         )
 
 

@@ -11,6 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.conformance.runs import CHARACTERS, DEFAULTS, rows, tokenizer
 from trl_grpo_ext import ExtendedGRPOConfig, ExtendedGRPOTrainer, import_trl, prepare_model
 
+ALL = {
+    **{"shared_prompt": True, "shared_prefill": True, "chunked_logps": True, "trim_padding": True},
+    "keep_groups": True,
+}
+OFF = dict.fromkeys(ALL, False)
 IDS = {"vocab_size": 2 + len(CHARACTERS), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
 SIZES = {
     **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -58,6 +63,7 @@ def make(extended: bool, model: Any, folder: Path, **settings: Any) -> Any:
         reward_funcs=[reward],
         args=classes[1](output_dir=str(folder), **chosen),
         train_dataset=rows(),
+        eval_dataset=rows().select(range(8)),
         processing_class=tokenizer(),
         peft_config=peft_config,
     )

@@ -12,6 +12,7 @@ from tests.batching.models import ARCHITECTURES, SIZES, UNSUPPORTED, build, make
 from tests.batching.test_same_gradients import assert_equal
 from trl_grpo_ext.batching import LogProbPasses, attention, passes, support
 from trl_grpo_ext.batching.head import chunked_statistics
+from trl_grpo_ext.batching.token_statistics import token_statistics
 
 FORMS = ["shared_prompt", "chunked_logps"]
 MODELS = {kind: build(kind, sizes) for kind, sizes in ARCHITECTURES.items()}
@@ -61,10 +62,14 @@ def test_as_plain_log_softmax(kind, form, batch, temperature):
     assert not logps[~counted].any() and logps.isfinite().all()
 
 
-def test_chunks_keep_no_logits_of_the_sequence():
-    """All that is kept for the backward pass is less than the logits."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kept_rows", [0, 20, 64])
+def test_no_more_logits_are_kept_than_is_said(kept_rows, dtype):
+    """For the backward pass; and its gradients are those of the plain way."""
     torch.manual_seed(0)
-    head, hidden = torch.nn.Linear(8, 500), torch.randn(64, 8, requires_grad=True)
+    head, hidden, labels = torch.nn.Linear(8, 500), torch.randn(64, 8), torch.arange(64)
+    head, hidden = head.to(dtype), hidden.to(dtype).requires_grad_()
+    weights = torch.randn(64)
     kept = []
 
     def pack(tensor):
@@ -72,13 +77,29 @@ def test_chunks_keep_no_logits_of_the_sequence():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        found = chunked_statistics(head, hidden, torch.arange(64), 1.0, True, 4)
-    assert sum(kept) < 64 * 500
-    found[:, 0].sum().backward()
-    gradient, head.weight.grad = hidden.grad.clone(), None
-    hidden.grad = None
-    head(hidden).log_softmax(-1).gather(-1, torch.arange(64)[:, None]).sum().backward()
-    torch.testing.assert_close(gradient, hidden.grad)
+        found = chunked_statistics(head, hidden, labels, 0.7, True, 6, kept_rows)
+    assert kept_rows * 500 <= sum(kept) < kept_rows * 500 + 64 * 500 / 2
+    (found[:, 0] * weights).sum().backward()
+    ours = [value.grad.clone() for value in (hidden, head.weight, head.bias)]
+    for value in (hidden, head.weight, head.bias):
+        value.grad = None
+    logps = (head(hidden).float() / 0.7).log_softmax(-1)
+    torch.testing.assert_close(found[:, 1], -(logps.exp() * logps).sum(-1).detach())
+    logps = logps.gather(-1, labels[:, None])[:, 0]
+    torch.testing.assert_close(found[:, 0], logps)
+    (logps * weights).sum().backward()
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    for one, value in zip(ours, (hidden, head.weight, head.bias), strict=True):
+        torch.testing.assert_close(one, value.grad, **tolerance)
+
+
+def test_a_second_backward_pass_is_refused():
+    """The first one has written the gradient over the logits."""
+    logits = torch.randn(5, 7, requires_grad=True)
+    found = token_statistics(logits * 1.0, torch.arange(5), 1.0, False, 2)[:, 0].sum()
+    found.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.backward()
 
 
 def trained(extended, model, folder, **options):
@@ -91,7 +112,7 @@ def trained(extended, model, folder, **options):
 @pytest.mark.parametrize("kind", UNSUPPORTED)
 def test_another_architecture_takes_the_dense_path_and_says_so(kind, tmp_path):
     wanted = trained(False, build(kind, UNSUPPORTED[kind]), tmp_path)
-    with pytest.warns(UserWarning, match="shared_prompt=True is not used for .*: it(s| has)"):
+    with pytest.warns(UserWarning, match="shared_prompt is not used for .*: it(s| has)"):
         found = trained(True, build(kind, UNSUPPORTED[kind]), tmp_path, shared_prompt=True)
     assert_equal(found, wanted)
 

@@ -1,11 +1,16 @@
 """Trimming and regrouping as functions of a batch."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config, LlamaConfig
 
 from trl_grpo_ext.batching import regrouped, trimmed
+
+ROTARY = LlamaConfig()
 
 
 def batch_of(prompt_lengths, completion_lengths, width=6, keep=5):
@@ -25,15 +30,34 @@ def batch_of(prompt_lengths, completion_lengths, width=6, keep=5):
 
 def test_columns_of_padding_go():
     batch = batch_of([2, 4], [3, 1])
-    found = trimmed(batch)
+    batch["of_a_later_version"] = batch["completion_ids"] + 1
+    found = trimmed(batch, ROTARY)
     assert found["prompt_ids"].tolist() == batch["prompt_ids"][:, 2:].tolist()
-    assert found["completion_ids"].tolist() == batch["completion_ids"][:, :3].tolist()
+    for name in ("completion_ids", "completion_mask", "of_a_later_version"):
+        assert found[name].tolist() == batch[name][:, :3].tolist()
     assert found["importance_sampling_ratio"].shape == (2, 1) and found["old_per_token_logps"] is None
-    assert trimmed(batch, prompts=False)["prompt_ids"].shape == (2, 6)
+
+
+def test_prompts_of_absolute_positions_stay():
+    assert trimmed(batch_of([2, 4], [3, 1]), GPT2Config())["prompt_ids"].shape == (2, 6)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_nothing_goes_where_frequencies_depend_on_the_length(kind):
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    config = SimpleNamespace(rope_parameters=rope)
+    assert trimmed(batch_of([2, 4], [3, 1]), config)["completion_ids"].shape == (2, 5)
+    config.rope_parameters = {"full_attention": rope, "sliding_attention": {"rope_type": "default"}}
+    assert trimmed(batch_of([2, 4], [3, 1]), config)["completion_ids"].shape == (2, 5)
+
+
+def test_prompts_as_wide_as_completions_keep_their_own_columns():
+    batch = batch_of([5, 5], [2, 1], width=5, keep=5)
+    assert trimmed(batch, ROTARY)["prompt_ids"].shape == (2, 5)
 
 
 def test_a_batch_of_masked_completions_keeps_a_column():
-    assert trimmed(batch_of([1, 1], [0, 0]))["completion_ids"].shape == (2, 1)
+    assert trimmed(batch_of([1, 1], [0, 0]), ROTARY)["completion_ids"].shape == (2, 1)
 
 
 @settings(max_examples=60, deadline=None)

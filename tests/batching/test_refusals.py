@@ -11,6 +11,7 @@ from trl_grpo_ext import ExtendedGRPOConfig
 from trl_grpo_ext.trainer_setup import check_dataset, chosen_loss
 
 QUIET = {"output_dir": "unused", "use_cpu": True, "bf16": False}
+PAGED = "use_transformers_paged" if installed_line() == "a" else "use_transformers_continuous_batching"
 REFUSED = [
     ({"skip_zero_advantages": True, "beta": 0.1}, "beta=0.1"),
     ({"skip_zero_advantages": True, "clip_kind": "kl_cov"}, "clip_kind='kl_cov'"),
@@ -18,6 +19,7 @@ REFUSED = [
     ({"skip_entropy": True, "top_entropy_quantile": 0.5}, "top_entropy_quantile=0.5"),
     ({"skip_entropy": True, "loss_fn": "tests.conformance.losses_for_tests:surrogate"}, "loss_fn="),
     ({"shared_prompt": True, "torch_compile": True}, "torch_compile=True"),
+    ({"shared_prompt": True, PAGED: True}, f"{PAGED}=True"),
 ]
 
 
@@ -70,6 +72,18 @@ def test_seams_of_transformers():
     assert list(inspect.signature(sdpa_attention_forward).parameters)[: len(wanted)] == wanted
     assert callable(sdpa_mask) and hasattr(AttentionInterface, "register")
     assert hasattr(AttentionMaskInterface, "register")
+
+
+def test_seams_of_the_cache():
+    from transformers import DynamicCache, GenerationConfig, LlamaConfig
+    from transformers.cache_utils import DynamicLayer
+
+    from trl_grpo_ext.batching.generation import _PLAIN
+
+    cache = DynamicCache(config=LlamaConfig(num_hidden_layers=2))
+    assert [type(layer) for layer in cache.layers] == [DynamicLayer] * 2
+    assert callable(cache.batch_select_indices) and cache.get_seq_length() == 0
+    assert all(getattr(GenerationConfig(), name) in (None, off) for name, off in _PLAIN.items())
 
 
 def test_number_of_results_is_that_of_trl(tmp_path):

@@ -7,23 +7,28 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.batching.models import ARCHITECTURES, build, make, watched_gradients
+from tests.batching.models import ALL, ARCHITECTURES, OFF, build, make, watched_gradients
 from tests.conformance.runs import assert_moved, parameters
 
-ALL = {"shared_prompt": True, "chunked_logps": True, "trim_padding": True, "keep_groups": True}
 # name -> (architecture, what both trainers are given, what ours is given)
 CASES = {
-    **{kind: (kind, {}, ALL) for kind in ARCHITECTURES},
-    "shared": ("qwen2", {}, {"shared_prompt": True}),
-    "chunked": ("qwen2", {}, {"chunked_logps": True}),
-    "trimmed": ("qwen2", {}, {"trim_padding": True}),
-    "trimmed_gpt2": ("gpt2", {}, {"trim_padding": True, "keep_groups": True}),
-    "grouped": ("qwen2", {}, {"keep_groups": True}),
-    "no_checkpointing": ("llama", {"gradient_checkpointing": False}, ALL),
-    "split_groups": ("qwen2", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, ALL),
+    **{kind: (kind, {}, {}) for kind in ("llama", "qwen2", "qwen3", "gpt2")},
+    "all_asked_for": ("qwen2", {"gradient_checkpointing": True}, ALL),
+    "no_checkpointing": ("llama", {"gradient_checkpointing": False}, {}),
+    "shared": ("qwen2", {}, OFF | {"shared_prompt": True}),
+    "chunked": ("qwen2", {}, OFF | {"chunked_logps": True}),
+    "trimmed": ("qwen2", {}, OFF | {"trim_padding": True}),
+    "grouped": ("qwen2", {}, OFF | {"keep_groups": True}),
+    "split_groups": ("qwen2", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, {}),
+    "reference": ("qwen2", {"beta": 0.1}, {}),
+    "our_loss": ("qwen2", {}, {"loss_backend": "extended"}),
+}
+# What these add to the ones above is combinations.
+SLOW_CASES = {
+    "mistral": ("mistral", {}, ALL),
+    "trimmed_gpt2": ("gpt2", {}, OFF | {"trim_padding": True, "keep_groups": True}),
     "three_of_four": ("qwen3", {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}, ALL),
     "two_groups_at_once": ("qwen2", {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}, ALL),
-    "reference": ("qwen2", {"beta": 0.1}, ALL),
     "dapo": ("qwen2", {"loss_type": "dapo"}, ALL),
     "dr_grpo": ("qwen2", {"loss_type": "dr_grpo"}, ALL),
     "temperature": ("qwen2", {"temperature": 0.7}, ALL),
@@ -32,9 +37,9 @@ CASES = {
         {"num_iterations": 2, "epsilon": 1e-3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
         ALL,
     ),
-    "our_loss": ("qwen2", {}, ALL | {"loss_backend": "extended"}),
     "no_entropy": ("qwen2", {}, ALL | {"skip_entropy": True}),
 }
+STOCK = {}
 
 
 def run(extended, kind, folder, settings):
@@ -50,6 +55,14 @@ def run(extended, kind, folder, settings):
     return trainer, gradients
 
 
+def of_stock(kind, settings, folder):
+    """The stock run, once for all cases that it is compared with."""
+    key = kind, *settings.items()
+    if key not in STOCK:
+        STOCK[key] = run(False, kind, folder, settings)
+    return STOCK[key]
+
+
 def assert_equal(ours, theirs):
     assert ours.keys() == theirs.keys()
     largest = max(value.abs().max().item() for value in theirs.values())
@@ -59,10 +72,10 @@ def assert_equal(ours, theirs):
         assert difference <= 1e-5 * max(largest, 1e-6), f"{name}: {difference} of {largest}"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_CASES)])
 def test_as_stock(case, tmp_path):
-    kind, both, own = CASES[case]
-    theirs, wanted = run(False, kind, tmp_path, both)
+    kind, both, own = (CASES | SLOW_CASES)[case]
+    theirs, wanted = of_stock(kind, both, tmp_path)
     ours, found = run(True, kind, tmp_path, both | own)
     assert len(found) == len(wanted) == 3
     for one, other in zip(found, wanted, strict=True):
@@ -72,7 +85,7 @@ def test_as_stock(case, tmp_path):
     torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("beta", [0.1, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_lora_as_stock(beta, tmp_path):
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.batching.models import SIZES, build, make, watched_gradients
+from tests.batching.models import OFF, SIZES, build, make, watched_gradients
 from tests.batching.test_same_gradients import assert_equal
 from tests.conformance.runs import parameters
 from trl_grpo_ext.batching import without_zero_advantages
@@ -33,11 +33,15 @@ def run(extended, folder, **settings):
     return trainer, gradients, rows
 
 
-@pytest.mark.parametrize("form", [{}, {"shared_prompt": True, "trim_padding": True}], ids=["alone", "with_all"])
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+# Groups kept together are other micro-batches, which bnpo divides by.
+COMBINATIONS = [("grpo", OFF), ("bnpo", OFF), ("dapo", {})]
+SLOW_COMBINATIONS = [("dr_grpo", OFF), ("dapo", OFF), ("grpo", {}), ("dr_grpo", {})]
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "form"), [*COMBINATIONS, *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW_COMBINATIONS)]
+)
 def test_as_stock(loss_type, form, tmp_path):
-    if loss_type == "bnpo" and form:
-        pytest.skip("groups kept together are other micro-batches, which bnpo divides by")
     settings = {"loss_type": loss_type, "reward": alike_for_two_prompts}
     theirs, wanted, all_rows = run(False, tmp_path, **settings)
     ours, found, rows = run(True, tmp_path, skip_zero_advantages=True, **settings, **form)

@@ -7,9 +7,8 @@ import torch
 from transformers import LogitsProcessor
 
 from tests.conformance.runs import build_model, stock, tokenizer
+from trl_grpo_ext import ExtendedGRPOConfig
 from trl_grpo_ext.experience import Episode, ExperienceLibrary, Lesson, PatternConstraint, SuccessTokenBias
-
-SEVENS, SAYS = "# # # # #", "s a y s a y"
 
 
 @pytest.fixture(scope="module")
@@ -276,5 +275,12 @@ def test_training_rollouts_are_refused_and_evaluation_is_not(folder, library, ch
     with_processors(trainer, make)
     trainer.evaluate()
     assert seen and all(set(text) <= set("71.") for text in seen)
-    with pytest.raises(RuntimeError, match=f"{kind} is for inference only: rollouts .* use|off-policy"):
+    with pytest.raises(RuntimeError, match=f"{kind} is for inference only: .* off-policy"):
         trainer.train()
+
+
+def test_a_logits_processor_among_the_generation_options_is_refused(library, characters, tmp_path):
+    """TRL would put it into a GenerationConfig, where nobody looks for it."""
+    processors = [SuccessTokenBias(library, characters, PROMPTS)]
+    with pytest.raises(ValueError, match="generation_kwargs: rollouts that a logits_processor bends are off-policy"):
+        ExtendedGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, generation_kwargs={"logits_processor": processors})

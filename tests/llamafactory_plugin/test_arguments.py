@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from llamafactory_plugin import arguments, config_mapping, settings
+from llamafactory_plugin import arguments, config_mapping, experience, settings
 from tests.llamafactory_plugin.conftest import Workspace
 from tests.llamafactory_plugin.prepared import Prepared, flags, prepare
 from tests.llamafactory_plugin.tiny import questions, write_dataset
@@ -262,6 +262,7 @@ class TestToTrl:
             "grpo_reward_in_process",
             "grpo_reward_network",
             "grpo_config",
+            *experience.OWN_KEYS,
         }
 
     def test_use_vllm_reaches_its_field(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,12 +53,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "curriculum_band": {"curriculum_column": "level", "curriculum_band": [0.4, 0.6]},
     "curriculum_step": {"curriculum_column": "level", "curriculum_step": 0.1},
     "curriculum_solved_reward": {"curriculum_column": "level", "curriculum_solved_reward": -0.5},
+    "loss_context": {"loss_context": "plain"},
+    "off_policy_correction": {"loss_context": "plain", "off_policy_correction": "shape"},
+    "off_policy_cap": {"loss_context": "plain", "off_policy_correction": "truncate", "off_policy_cap": 4},
+    "off_policy_gamma": {"loss_context": "plain", "off_policy_correction": "shape", "off_policy_gamma": 0.2},
 }
 # Options that are on or off and need nothing else: those of the batches.
 SWITCHES = {
     item.name: {item.name: True}
     for item in dataclasses.fields(ExtendedGRPOConfig)
-    if item.default is False and item.name in own_fields(ExtendedGRPOConfig) - OPTIONS.keys()
+    if item.type in (bool, bool | None) and item.name in own_fields(ExtendedGRPOConfig) - OPTIONS.keys()
 }
 
 
@@ -84,7 +88,9 @@ def test_every_option_has_a_value_here() -> None:
 def test_every_option_reaches_the_config(levels: Workspace, name: str) -> None:
     beta = 0.1 if name.startswith("kl_") else 0.0
     given = (OPTIONS | SWITCHES)[name]
-    config = prepare(levels.arguments(grpo_config=given, grpo_beta=beta)).config
+    # Without a library there is nothing that a loss on plain prompts would leave out.
+    library = str(levels.folder / "experiences.db") if "loss_context" in given else None
+    config = prepare(levels.arguments(grpo_config=given, grpo_beta=beta, experience_library=library)).config
     assert type(config) is ExtendedGRPOConfig
     assert {key: getattr(config, key) for key in given} == given
     assert name in config.changed((name,))

@@ -19,6 +19,21 @@ def register() -> str:
     return NAME
 
 
+def share(model: Any) -> None:
+    """Let the layers of a model with SDPA attention attend as the `shared_layout` of a call says.
+
+    It stays until `put_back`: under gradient checkpointing the backward pass runs the layers again.
+    """
+    if model.config._attn_implementation != NAME:
+        model.set_attn_implementation(register())
+
+
+def put_back(model: Any) -> None:
+    """Undo `share`."""
+    if model.config._attn_implementation == NAME:
+        model.set_attn_implementation("sdpa")
+
+
 def shared_prompt_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of given tokens, chunk by chunk, without the logits of a whole sequence."""
+"""Log-probabilities and entropies of given tokens, without more than a bounded part of their logits."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,18 +7,27 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-# Elements of one chunk of logits: 64 MiB in float32. A chunk has at least one token.
+from trl_grpo_ext.batching.methods import replaced_method
+from trl_grpo_ext.batching.token_statistics import token_statistics
+
+# Logits that are worked on at once: 64 MiB in float32. A chunk has at least one token.
 CHUNK_ELEMENTS = 2**24
+# Logits that are kept for the backward pass: 1 GiB in float32. To compute them again costs a third of the head's work.
+KEPT_ELEMENTS = 2**28
 
 Project = Callable[[torch.Tensor], torch.Tensor]
 
 
-def token_statistics(
-    project: Project, hidden: torch.Tensor, labels: torch.Tensor, temperature: float, entropies: bool
+def chunked_statistics(
+    project: Project,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    entropies: bool,
+    rows: int,
+    kept: int,
 ) -> torch.Tensor:
-    r"""Return log p(label) = z_label - logsumexp(z), z = logits / temperature, and H = -\sum_v p_v log p_v.
-
-    The entropy has no gradient.
+    """Return `token_statistics` of the logits of hidden states.
 
     Args:
         project: the language-model head, (tokens, hidden size) to (tokens, vocabulary).
@@ -26,36 +35,34 @@ def token_statistics(
         labels: (tokens,).
         temperature: divides the logits.
         entropies: compute the entropy too.
+        rows: tokens in a chunk.
+        kept: tokens, from the first on, whose logits the backward pass finds kept. It computes those of the others
+            again, chunk by chunk.
 
     Returns:
-        (tokens, 1), or (tokens, 2) with the entropies; at least float32.
+        (tokens, 1), or (tokens, 2) with the entropies.
     """
-    logits = project(hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    total = logits.logsumexp(-1)
-    found = [logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - total]
-    if entropies:
-        with torch.no_grad():
-            found.append(total - (torch.softmax(logits, -1) * logits).sum(-1))
-    return torch.stack(found, dim=-1)
 
+    def found(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return token_statistics(project(hidden), labels, temperature, entropies, rows)
 
-def chunked_statistics(
-    project: Project, hidden: torch.Tensor, labels: torch.Tensor, temperature: float, entropies: bool, rows: int
-) -> torch.Tensor:
-    """Return `token_statistics` of `rows` tokens at a time; the backward pass computes each chunk's logits again."""
-    chunks = zip(hidden.split(rows), labels.split(rows), strict=True)
     if not torch.is_grad_enabled():
-        return torch.cat([token_statistics(project, *chunk, temperature, entropies) for chunk in chunks])
+        return torch.cat([found(*chunk) for chunk in zip(hidden.split(rows), labels.split(rows), strict=True)])
+    parts = [found(hidden[:kept], labels[:kept])] if kept else []
+    later = zip(hidden[kept:].split(rows), labels[kept:].split(rows), strict=True) if kept < len(labels) else ()
     settings = {"use_reentrant": False, "preserve_rng_state": False}
-    return torch.cat(
-        [checkpoint(token_statistics, project, *chunk, temperature, entropies, **settings) for chunk in chunks]
-    )
+    return torch.cat([*parts, *(checkpoint(found, *chunk, **settings) for chunk in later)])
 
 
 @contextmanager
 def scoring_head(
-    head: Any, labels: torch.Tensor, temperature: float, entropies: bool, last: int, elements: int = CHUNK_ELEMENTS
+    head: Any,
+    labels: torch.Tensor,
+    temperature: float,
+    entropies: bool,
+    last: int,
+    elements: int = CHUNK_ELEMENTS,
+    kept: int = KEPT_ELEMENTS,
 ) -> Iterator[None]:
     """Let a language-model head return the statistics of `labels` in place of logits, in one call of its model.
 
@@ -68,21 +75,18 @@ def scoring_head(
         entropies: compute the entropy too.
         last: trailing positions of the hidden states that come after those which predict `labels`.
         elements: logits in one chunk.
+        kept: logits that may be kept for the backward pass.
     """
-    project, own = head.forward, head.__dict__.get("forward")
 
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        stop = hidden.shape[1] - last
-        used = hidden[:, stop - labels.shape[1] : stop].flatten(0, 1)
-        rows = max(elements // head.weight.shape[0], 1)
-        found = chunked_statistics(project, used, labels.flatten(), temperature, entropies, rows)
-        return found.view(*labels.shape, -1)
+    def scoring(project: Project) -> Project:
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            stop, vocabulary = hidden.shape[1] - last, head.weight.shape[0]
+            used = hidden[:, stop - labels.shape[1] : stop].flatten(0, 1)
+            sizes = max(elements // vocabulary, 1), min(kept // vocabulary, labels.numel())
+            found = chunked_statistics(project, used, labels.flatten(), temperature, entropies, *sizes)
+            return found.view(*labels.shape, -1)
 
-    head.forward = forward
-    try:
+        return forward
+
+    with replaced_method(head, "forward", scoring):
         yield
-    finally:
-        if own is None:
-            del head.forward
-        else:
-            head.forward = own

@@ -4,34 +4,37 @@ from typing import Any
 
 import torch
 
-COMPLETION_COLUMNS = (
-    *("completion_ids", "completion_mask", "tool_mask", "old_per_token_logps", "ref_per_token_logps"),
-    *("sampling_per_token_logps", "importance_sampling_ratio"),
-)
+from trl_grpo_ext.batching.support import frequencies_of_the_length, moves_with_its_positions
+
+_PROMPT_COLUMNS = ("prompt_ids", "prompt_mask")
 
 
-def trimmed(batch: dict[str, Any], prompts: bool = True) -> dict[str, Any]:
-    """Return the micro-batch without the columns that are padding in every row.
+def trimmed(batch: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Return the micro-batch without the columns that are padding in every row, where that changes nothing.
+
+    A model with absolute positions counts them from the first column, so that for it a trimmed prompt is another
+    prompt: its prompts stay. For rotary frequencies that depend on the length of the batch everything stays.
 
     Args:
-        batch: a micro-batch of TRL: prompts padded on the left, completions on the right.
-        prompts: trim prompts too. A model with absolute positions counts them from the first column, so that for it
-            a trimmed prompt is another prompt.
+        batch: a micro-batch of TRL: prompts padded on the left, completions on the right. Every value with one column
+            per token of the completions is cut.
+        config: the model's.
 
     Returns:
         A new dict; at least one column of prompt and one of completion stay.
     """
-    width = batch["completion_ids"].shape[1]
+    if frequencies_of_the_length(config):
+        return batch
+    size = batch["completion_ids"].shape
     stop = _extent(batch["completion_mask"].any(0))
     shorter = {
-        name: batch[name][:, :stop]
-        for name in COMPLETION_COLUMNS
-        # One value per sequence has one column.
-        if batch.get(name) is not None and batch[name].shape[1] == width
+        name: value[:, :stop]
+        for name, value in batch.items()
+        if torch.is_tensor(value) and value.shape[:2] == size and name not in _PROMPT_COLUMNS
     }
-    if prompts:
+    if moves_with_its_positions(config):
         kept = _extent(batch["prompt_mask"].any(0).flip(0))
-        shorter |= {name: batch[name][:, -kept:] for name in ("prompt_ids", "prompt_mask")}
+        shorter |= {name: batch[name][:, -kept:] for name in _PROMPT_COLUMNS}
     return batch | shorter
 
 

@@ -37,11 +37,13 @@ from trl_grpo_ext.experience.trees import SumTree
 if TYPE_CHECKING:
     from trl_grpo_ext.experience.callback import ExperienceCallback
     from trl_grpo_ext.experience.logits import PatternConstraint, SuccessTokenBias
+    from trl_grpo_ext.experience.rescue_callback import RescueCallback
 
 _LOGITS = "trl_grpo_ext.experience.logits"
 _HOME = {
     "ExperienceCallback": "trl_grpo_ext.experience.callback",
     "PatternConstraint": _LOGITS,
+    "RescueCallback": "trl_grpo_ext.experience.rescue_callback",
     "SuccessTokenBias": _LOGITS,
 }
 
@@ -62,6 +64,7 @@ __all__ = [
     "LibraryDamagedError",
     "LibraryLockedError",
     "PatternConstraint",
+    "RescueCallback",
     "Retrieved",
     "RolloutGroup",
     "SentenceSimilarity",
