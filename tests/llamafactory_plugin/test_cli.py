@@ -32,12 +32,14 @@ def test_the_command_line_of_the_mission(workspace: Workspace) -> None:
     assert len(workspace.completions()) == 32
 
 
-# Put on PYTHONPATH as sitecustomize.py: each rank prints the names of the threads it still has when it ends.
+# Put on PYTHONPATH as sitecustomize.py: each rank writes the names of the threads it still has when it ends, into a
+# file of its own (what two ranks print to one pipe can come out mixed).
 THREADS_AT_EXIT = """
 import atexit, os
 if "LOCAL_RANK" in os.environ:
-    tasks = "/proc/self/task"
-    atexit.register(lambda: print("threads at exit:", *(open(f"{tasks}/{task}/comm").read().strip() for task in os.listdir(tasks))))
+    tasks, path = "/proc/self/task", os.path.join(os.path.dirname(__file__), f"threads.{os.getpid()}")
+    names = lambda: " ".join(open(f"{tasks}/{task}/comm").read().strip() for task in os.listdir(tasks))
+    atexit.register(lambda: open(path, "w").write(names()))
 """
 
 
@@ -51,9 +53,9 @@ def test_yaml_two_ranks_and_a_reward_file_beside_the_yaml(workspace: Workspace) 
     (configs / "sitecustomize.py").write_text(THREADS_AT_EXIT, encoding="utf-8")
     environment = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "PYTHONPATH": str(configs)}
     result = workspace.cli(path, "max_steps=3", "grpo_beta=0.05", **environment)
-    threads = [line for line in result.stdout.splitlines() if line.startswith("threads at exit:")]
-    assert len(threads) == 2
-    assert not any("gloo" in line for line in threads), "a rank that ends with gloo's threads running may abort"
+    threads = [path.read_text(encoding="utf-8") for path in configs.glob("threads.*")]
+    assert len(threads) == 2 and all("python" in names for names in threads)
+    assert not any("gloo" in names for names in threads), "a rank that ends with gloo's threads running may abort"
     assert "2 prompts x 8 completions per step; rewards: vowels" in result.stdout
     rows = workspace.completions()
     assert [row["step"] for row in rows] == [1] * 16 + [2] * 16 + [3] * 16
