@@ -35,8 +35,13 @@ def request_key(model: str, request: ChatRequest) -> str:
     return content_key(model, request.messages, float(request.temperature), request.max_tokens, request.seed)
 
 
-def open_database(path: Path | None, tables: str) -> sqlite3.Connection:
+def open_database(path: Path | None, tables: str, synchronous: str = "NORMAL") -> sqlite3.Connection:
     """Open the run's file, or one in memory, with these tables in it.
+
+    Args:
+        path: of the file.
+        tables: SQL.
+        synchronous: NORMAL keeps what was committed when the process dies, FULL also when the machine does.
 
     Raises:
         ValueError: the file is not a database.
@@ -44,7 +49,7 @@ def open_database(path: Path | None, tables: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path or ":memory:", timeout=30, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.executescript(tables)
     except sqlite3.DatabaseError as error:
         connection.close()

@@ -90,7 +90,7 @@ class Run:
             bounds = {} if gate is None else {"low": gate.low, "high": gate.high}
             verifier = Verifier(reward_model, self.cache, hidden, **bounds)
             verifier.check([*problems, *held_out])
-            settings = settings_of(config, policy, reflector, verifier.name, problems, held_out)
+            settings = settings_of(config, policy, reflector, verifier.identity, problems, held_out)
             self.fingerprint = self.state.begin(settings)
         except BaseException:
             self.close()

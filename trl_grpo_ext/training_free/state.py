@@ -59,7 +59,8 @@ class RunState:
         self.name = str(path or "run in memory")
         self._lock = None if path is None else _locked(path)
         try:
-            self._connection = open_database(path, _TABLES)
+            # A step that the library has taken over and the journal has forgotten would be done twice.
+            self._connection = open_database(path, _TABLES, "FULL")
         except BaseException:
             self._unlock()
             raise

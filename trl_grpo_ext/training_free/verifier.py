@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trl_grpo_ext.rewards import RewardAdapter, ScalarReward, TRLReward, resolve_reward_funcs
@@ -47,12 +49,35 @@ def _adapted(spec: Any) -> Any:
 
 
 def reward_name(spec: Any) -> str:
-    """Return the name of a reward, for the fingerprint of a run.
+    """Return the name of a reward.
 
     Raises:
         ValueError: not one reward function, or an unknown name.
     """
     return _adapted(spec).__name__
+
+
+def reward_identity(spec: Any) -> str:
+    """Return the name of a reward, and a hash of its text where its user wrote it: `solved sha256:6b86b273ff34`.
+
+    For the fingerprint of a run and for kept rewards. The text is that of the whole file for `file.py:function`, and of
+    the function itself for a function; what either calls elsewhere is not in it.
+
+    Raises:
+        ValueError: see `reward_name`.
+    """
+    name, text = reward_name(spec), _text_of(spec)
+    return f"{name} sha256:{hashlib.sha256(text).hexdigest()[:12]}" if text else name
+
+
+def _text_of(spec: Any) -> bytes:
+    if isinstance(spec, str):
+        path, found, _ = spec.rpartition(".py:")
+        return Path(f"{path}.py").expanduser().read_bytes() if found else b""
+    try:
+        return inspect.getsource(inspect.unwrap(spec)).encode()
+    except (OSError, TypeError):
+        return b""
 
 
 class Verifier:
@@ -79,7 +104,7 @@ class Verifier:
         low: float = -math.inf,
         high: float = math.inf,
     ) -> None:
-        self.name = reward_name(reward_model)
+        self.name, self.identity = reward_name(reward_model), reward_identity(reward_model)
         self._spec, self._cache, self._hidden, self._low, self._high = reward_model, cache, hidden, low, high
 
     def check(self, problems: Sequence[Problem]) -> None:
@@ -137,7 +162,7 @@ class Verifier:
         return rewards
 
     def _once(self, rows: Sequence[Row]) -> list[float | None]:
-        key = content_key(self.name, sorted(self._hidden), [(row.problem.id, row.text) for row in rows])
+        key = content_key(self.identity, sorted(self._hidden), [(row.problem.id, row.text) for row in rows])
         known = self._cache.rewards(key)
         if known is None:
             known = [None if reward is None else float(reward) for reward in self._call(rows)]
