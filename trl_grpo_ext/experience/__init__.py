@@ -24,6 +24,7 @@ from trl_grpo_ext.experience.errors import (
 )
 from trl_grpo_ext.experience.groups import RolloutGroup, group_advantages
 from trl_grpo_ext.experience.history import Difference, VersionInfo
+from trl_grpo_ext.experience.injection import inject, prompt_text
 from trl_grpo_ext.experience.library import ExperienceLibrary
 from trl_grpo_ext.experience.prompting import few_shot_text, lessons_text
 from trl_grpo_ext.experience.records import Episode, Lesson
@@ -77,7 +78,9 @@ __all__ = [
     "few_shot_text",
     "group_advantages",
     "gumbel_top_k",
+    "inject",
     "lessons_text",
+    "prompt_text",
     "read_prompts",
     "write_distillation_rows",
 ]
