@@ -101,7 +101,7 @@ def test_a_resume_with_other_settings_is_refused_with_a_diff(tmp_path):
     assert other.policy.calls == 0
     with pytest.raises(RunChangedError, match=r"problems.rows: 12 -> 18\n"):
         train(learner(WHOLE, tmp_path), WHOLE, problems=18)
-    with pytest.raises(RunChangedError, match="reward: 'solved sha256:[0-9a-f]{12}' -> 'exact_match'"):
+    with pytest.raises(RunChangedError, match=r"reward: 'solved sha256:[0-9a-f]{12}' -> 'exact_match'"):
         rows = [{**row, "solution": row["answer"]} for row in WHOLE.rows(12)]
         learner(WHOLE, tmp_path).train(rows, "exact_match", WHOLE.rows(80, 1000))
 
@@ -116,7 +116,7 @@ def test_a_resume_with_another_text_of_the_reward_is_refused(tmp_path):
     again.train(rows, f"{file}:reward")
     assert again.policy.calls == 0
     file.write_text(text.format(99), encoding="utf-8")
-    with pytest.raises(RunChangedError, match="reward: 'reward sha256:[0-9a-f]{12}' -> 'reward sha256:"):
+    with pytest.raises(RunChangedError, match=r"reward: 'reward sha256:[0-9a-f]{12}' -> 'reward sha256:"):
         learner(WHOLE, tmp_path / "run", gate=None).train(rows, f"{file}:reward")
 
 
