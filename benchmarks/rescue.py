@@ -288,12 +288,12 @@ def report(results: list[dict[str, Any]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed and fewer steps")
+    parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--json", type=Path, help="write the results there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("trl").setLevel(logging.ERROR)
-    seeds, steps, results = (1, 60, []) if options.quick else (3, 300, [])
+    seeds, steps, results = (1, 300, []) if options.quick else (3, 300, [])
     for seed in range(seeds):
         tokenizer = make_tokenizer()
         start = make_model(len(tokenizer), seed)
