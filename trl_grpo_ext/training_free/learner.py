@@ -14,10 +14,10 @@ from trl_grpo_ext.training_free.calls import Caller, derived_seed
 from trl_grpo_ext.training_free.changes import domain_lessons
 from trl_grpo_ext.training_free.config import TrainingFreeConfig
 from trl_grpo_ext.training_free.evaluation import Evaluation, evaluation_of
-from trl_grpo_ext.training_free.gate import GateConfig
 from trl_grpo_ext.training_free.models import answer, as_backend
 from trl_grpo_ext.training_free.parsing import without_thoughts
-from trl_grpo_ext.training_free.problems import Problem, read_problems, split
+from trl_grpo_ext.training_free.preparation import training_problems
+from trl_grpo_ext.training_free.problems import read_problems
 from trl_grpo_ext.training_free.prompts import policy_messages
 from trl_grpo_ext.training_free.protocol import ChatRequest
 from trl_grpo_ext.training_free.report import LIBRARY_FILE, RUN_FILE, Report, write_results
@@ -38,24 +38,6 @@ def _as_config(config: TrainingFreeConfig | Mapping[str, Any] | None) -> Trainin
             f"config must be a TrainingFreeConfig or a mapping of its settings, not {type(config).__name__}."
         )
     return config or TrainingFreeConfig()
-
-
-def _check_disjoint(problems: Sequence[Problem], held_out: Sequence[Problem]) -> None:
-    shared = {problem.text for problem in problems} & {problem.text for problem in held_out}
-    if shared:
-        raise ValueError(
-            f"held_out holds {len(shared)} problems of the dataset, the first being {min(shared)[:100]!r}; lessons that "
-            "were learned from a problem can't be judged on it."
-        )
-
-
-def _check_enough(held_out: int, gate: GateConfig) -> None:
-    if held_out * gate.seeds < gate.min_pairs:
-        raise ValueError(
-            f"the gate can't accept anything: {held_out} held-out problems with seeds={gate.seeds} are "
-            f"{held_out * gate.seeds} pairs, and min_pairs={gate.min_pairs}. Give more problems, a larger "
-            "held_out_share, more seeds, or gate=None to accept every candidate without evidence."
-        )
 
 
 class TrainingFreeGRPO:
@@ -132,7 +114,7 @@ class TrainingFreeGRPO:
             ValueError: rows without a prompt, held-out problems that are too few or among the others, a reward that
                 can't be called on the rows or leaves the gate's range.
         """
-        problems, kept = self._problems(dataset, held_out)
+        problems, kept = training_problems(self.config, dataset, held_out)
         models = (self.policy, self.reflector)
         run = Run(self.config, *models, reward_model, problems, kept, self.library, self._file(RUN_FILE), on_progress)
         try:
@@ -150,21 +132,6 @@ class TrainingFreeGRPO:
         finally:
             if self.report is not None and self.output_dir is not None:
                 write_results(self.output_dir, self.report, self.library, self.lessons(), self.config.template)
-
-    def _problems(self, dataset: Dataset, held_out: Dataset | None) -> tuple[list[Problem], list[Problem]]:
-        config = self.config
-        problems = read_problems(dataset, config.answer_columns)
-        if config.gate is None:
-            if held_out is not None:
-                raise ValueError("held_out is for the gate, and gate=None switches it off; leave one of them out.")
-            return problems, []
-        if held_out is None:
-            problems, kept = split(problems, config.held_out_share, config.seed)
-        else:
-            kept = read_problems(held_out, config.answer_columns, "held_out")
-            _check_disjoint(problems, kept)
-        _check_enough(len(kept), config.gate)
-        return problems, kept
 
     def close(self) -> None:
         """Close the library's file."""

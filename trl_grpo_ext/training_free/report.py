@@ -15,6 +15,7 @@ from trl_grpo_ext.training_free.prompts import system_prompt
 
 LIBRARY_FILE, REPORT_FILE, PAGE_FILE = "library.db", "report.json", "report.md"
 LESSONS_FILE, PROMPT_FILE, RUN_FILE = "lessons.json", "system_prompt.txt", "run.db"
+EXPERIENCES_FILE = "experiences.json"
 
 
 @dataclass(frozen=True)
@@ -136,16 +137,18 @@ def write_text(path: Path, text: str) -> None:
 def write_results(
     folder: Path, report: Report, library: ExperienceLibrary, lessons: Sequence[Lesson], template: str | None
 ) -> None:
-    """Write report.json, report.md, lessons.json and system_prompt.txt beside the library.
+    """Write report.json, report.md, experiences.json, lessons.json and system_prompt.txt beside the library.
 
     Args:
         folder: the result folder.
         report: the report.
-        library: exported whole, in the library's own JSON form.
-        lessons: those of the run's domain, for the system prompt.
+        library: exported whole to lessons.json, in the library's own JSON form.
+        lessons: those of the run's domain, for the system prompt and, as {"G0": "..."}, for experiences.json.
         template: what surrounds them there.
     """
     write_text(folder / REPORT_FILE, json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n")
     write_text(folder / PAGE_FILE, page(report))
     write_text(folder / PROMPT_FILE, system_prompt(lessons, template))
+    numbered = {f"G{number}": lesson.text for number, lesson in enumerate(lessons)}
+    write_text(folder / EXPERIENCES_FILE, json.dumps(numbered, indent=1, ensure_ascii=False) + "\n")
     library.export_file(folder / LESSONS_FILE)

@@ -74,9 +74,13 @@ class TransformersBackend:
             for item, reply in zip(batch, self._answers_in_memory(batch), strict=True):
                 on_reply(item.index, reply)
 
+    def prompt_ids(self, request: ChatRequest) -> tuple[int, ...]:
+        """Return the tokens of a request's messages; a subclass may render them otherwise, and then names itself so."""
+        return prompt_ids(self.tokenizer, request, self.template_kwargs)
+
     def _encoded(self, index: int, request: ChatRequest) -> Encoded | BackendError:
         try:
-            ids = prompt_ids(self.tokenizer, request, self.template_kwargs)
+            ids = self.prompt_ids(request)
         except Exception as error:
             # Templates raise what they like, for roles in an order that they do not take.
             return BackendError(f"the chat template refuses the messages: {error}", retryable=False)
