@@ -114,6 +114,16 @@ def test_a_template_is_rendered_in_place_of_the_tokenizers_own(lessons: Workspac
     assert plain.prompt_ids(request) != chat.prompt_ids(request) and plain.name != chat.name
 
 
+def test_thinking_is_switched_off_by_the_template(lessons: Workspace) -> None:
+    """Which the tokenizer's own chat template would not do: LLaMA-Factory's renders the empty thought."""
+    request = ChatRequest((("system", "s"), ("user", "u")))
+    texts = []
+    for flag in (True, False):
+        run = prepared(lessons, template="qwen3", enable_thinking=flag)
+        texts.append(run.renderer.decode(loaded(run).prompt_ids(request)))
+    assert texts[1] == texts[0] + "<think>\n\n</think>\n\n"
+
+
 def test_the_templates_stop_words_end_an_answer(lessons: Workspace) -> None:
     backend = loaded(prepared(lessons, template="llama3"))
     words = backend.tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|eom_id|>"])

@@ -3,9 +3,10 @@
 import pytest
 
 from trl_grpo_ext.rewards import REWARDS, STATEFUL
+from trl_grpo_ext.rewards.isolation import isolate_reward_funcs
 from trl_grpo_ext.training_free.cache import CallCache
 from trl_grpo_ext.training_free.problems import read_problems
-from trl_grpo_ext.training_free.verifier import Row, Verifier, reward_name
+from trl_grpo_ext.training_free.verifier import Row, Verifier, reward_identity, reward_name
 
 PROBLEM = read_problems([{"prompt": "What is 2+2?", "solution": "4", "answer": "4"}], ("answer",))[0]
 
@@ -33,6 +34,16 @@ async def asynchronous(completions, **kwargs):
 @pytest.mark.parametrize("reward", ["exact_match", "math_equal", by_query, by_prompt, of_trl, asynchronous])
 def test_conventions(reward):
     assert Verifier(reward, CallCache())(rows("4", "5")) == [1.0, 0.0]
+
+
+def test_the_text_of_a_users_reward_is_part_of_its_identity(tmp_path):
+    file, found = tmp_path / "rewards.py", []
+    for text in ("1.0", "2.0"):
+        file.write_text(f"def reward(completions, **kwargs):\n    return [{text} for _ in completions]\n")
+        (isolated,) = isolate_reward_funcs(f"{file}:reward")
+        found += [reward_identity(f"{file}:reward"), reward_identity(isolated)]
+    assert found[0] == found[1] != found[2] == found[3] and found[0].startswith("reward sha256:")
+    assert reward_identity("exact_match") == "exact_match" and reward_identity(by_query).startswith("by_query sha256:")
 
 
 def test_messages_stay_messages():
