@@ -2,9 +2,11 @@
 
 import sys
 
-from trl_grpo_ext.experience import ExperienceLibrary, RolloutGroup
+from trl_grpo_ext.experience import ExperienceConfig, ExperienceLibrary, RolloutGroup
 
 SIZE = 8
+# A fast machine stores more than the usual 10,000 between the kills, and what is pruned then is not lost.
+CONFIG = ExperienceConfig(max_library_size=1_000_000)
 
 
 def group(writer, number):
@@ -16,7 +18,7 @@ def group(writer, number):
 
 
 def main(path, writer, groups):
-    with ExperienceLibrary(path, timeout=60) as library:
+    with ExperienceLibrary(path, CONFIG, timeout=60) as library:
         print("open", flush=True)
         for number in range(int(groups)):
             library.add_rollout_groups([group(writer, number)], step=number)
