@@ -105,6 +105,15 @@ def test_failed_rollouts_stay_in_the_denominators_and_teach_nothing():
     assert evaluation.failed > 3 and evaluation.mean == pytest.approx(1 - evaluation.failed / 40)
 
 
+def test_a_failed_rollout_has_the_reward_of_a_failure():
+    world = replace(World(seed=5), guess=1.0)
+    run = learner(world, lost=0.3, gate=None, max_attempts=1, failure_reward=-1.0)
+    train(run, world)
+    step = run.report.steps[0]
+    assert step["failed"] > 5
+    assert step["reward"] == pytest.approx(1 - 2 * step["failed"] / step["rollouts"])
+
+
 def test_a_reflector_that_is_away_leaves_everything_pending_and_a_later_call_catches_up():
     world, away = World(seed=6), [True]
 

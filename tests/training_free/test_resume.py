@@ -156,16 +156,25 @@ def test_killed_around_the_commit(tmp_path, monkeypatch, whole, when):
     """Between journal and library, and between library and journal: the step is there once."""
     target = (Run, "_commit") if when == "before the library" else (RunState, "mark_done")
 
+    real, calls = getattr(*target), []
+    fresh = learner(WHOLE, tmp_path / "fresh").library.version
+
     def die(*args):
-        raise KeyboardInterrupt
+        # In the second step, which also records the use of lessons: doing it twice would show.
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
 
     with monkeypatch.context() as patched:
         patched.setattr(*target, die)
         with pytest.raises(KeyboardInterrupt):
             train(learner(WHOLE, tmp_path), WHOLE)
     run = learner(WHOLE, tmp_path)
-    assert run.library.lesson_count() == (0 if when == "before the library" else len(whole[1].steps[0]["candidate"]))
+    assert run.library.version == fresh + (1 if when == "before the library" else 2)
     train(run, WHOLE)
+    causes = [item.cause for item in run.library.history() if item.cause.startswith("train-free")]
+    assert len(causes) == len(set(causes)) == 3
     assert export(run, tmp_path) == whole[0]
 
 
