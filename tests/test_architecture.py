@@ -18,7 +18,18 @@ PLUGIN = "llamafactory_plugin"
 
 # Feature folders of the library. They never import one another, but for what stands in MAY_USE, and that by the
 # folder's public name only.
-FEATURES = {"losses", "rewards", "batching", "experience", "training_free", "bitdelta", "evaluation", "cli"}
+FEATURES = {
+    "losses",
+    "rewards",
+    "batching",
+    "experience",
+    "training_free",
+    "bitdelta",
+    "evaluation",
+    "health",
+    "report",
+    "cli",
+}
 MAY_USE = {"training_free": {"experience", "rewards"}, "cli": FEATURES - {"cli"}}
 # Formulas and stores: testable, and usable, without TRL.
 PURE = {"advantages.py", "kl.py", "presets.py", "sampling.py", "self_certainty.py"}

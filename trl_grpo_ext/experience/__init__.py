@@ -24,6 +24,7 @@ from trl_grpo_ext.experience.errors import (
 )
 from trl_grpo_ext.experience.groups import RolloutGroup, group_advantages
 from trl_grpo_ext.experience.history import Difference, VersionInfo
+from trl_grpo_ext.experience.injection import inject
 from trl_grpo_ext.experience.library import ExperienceLibrary
 from trl_grpo_ext.experience.prompting import few_shot_text, lessons_text
 from trl_grpo_ext.experience.records import Episode, Lesson
@@ -31,6 +32,7 @@ from trl_grpo_ext.experience.reports import Coverage
 from trl_grpo_ext.experience.retrieval import Retrieved
 from trl_grpo_ext.experience.rows import Stored
 from trl_grpo_ext.experience.sampler import AdvantageSampler, gumbel_top_k
+from trl_grpo_ext.experience.selection import Selector, TokenCounter
 from trl_grpo_ext.experience.stats import ExperienceStats
 from trl_grpo_ext.experience.trees import SumTree
 
@@ -67,16 +69,19 @@ __all__ = [
     "RescueCallback",
     "Retrieved",
     "RolloutGroup",
+    "Selector",
     "SentenceSimilarity",
     "SnapshotConflictError",
     "Stored",
     "SuccessTokenBias",
     "SumTree",
+    "TokenCounter",
     "VersionInfo",
     "distillation_rows",
     "few_shot_text",
     "group_advantages",
     "gumbel_top_k",
+    "inject",
     "lessons_text",
     "read_prompts",
     "write_distillation_rows",
