@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from llamafactory_plugin.argument_values import parse_mapping
 from llamafactory_plugin.checks import check_choice, check_number
 from llamafactory_plugin.errors import UsageError
+from llamafactory_plugin.evaluation_arguments import EvaluationArguments, check_evaluation_values
 from llamafactory_plugin.experience_arguments import ExperienceArguments, check_experience_values
 from llamafactory_plugin.presets import needs_reference
 from llamafactory_plugin.reward_arguments import RewardArguments, check_reward_values
@@ -22,7 +23,7 @@ def is_own_name(name: str) -> bool:
 
 
 @dataclass
-class GRPOArguments(RewardArguments, ExperienceArguments):
+class GRPOArguments(RewardArguments, ExperienceArguments, EvaluationArguments):
     r"""Arguments of `stage: grpo` (Group Relative Policy Optimization, arXiv 2402.03300)."""
 
     grpo_group_size: int = field(
@@ -89,6 +90,7 @@ class GRPOArguments(RewardArguments, ExperienceArguments):
         check_choice("stage", self.stage, stage_choices(type(self)))  # type: ignore[attr-defined]
         self.parse_reward_arguments()
         self.parse_experience_arguments()
+        self.parse_evaluation_arguments()
         self.grpo_config = parse_mapping("grpo_config", self.grpo_config)
         super().__post_init__()  # type: ignore[misc]
         if self.stage == "grpo":  # type: ignore[attr-defined]
@@ -167,6 +169,7 @@ def check_values(arguments: Any) -> None:
         raise UsageError("grpo_temperature must be above 0: greedy rollouts are all equal; 1.0 is the default.")
     check_reward_values(arguments)
     check_experience_values(arguments)
+    check_evaluation_values(arguments)
     for name in ("grpo_use_vllm", "grpo_normalize_advantages"):
         if not isinstance(getattr(arguments, name), (bool, type(None))):
             raise UsageError(f"{name} must be true or false, not {getattr(arguments, name)!r}.")

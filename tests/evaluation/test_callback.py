@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conformance.runs import CHARACTERS, assert_same, build_model, extended, logged, parameters, stock, wordy
-from trl_grpo_ext.evaluation import EvaluationCallback, Sampling, evaluate, read_rows, rows_of_step
+from trl_grpo_ext.evaluation import EvaluationCallback, Sampling, evaluate, flexible_match, read_rows, rows_of_step
 
 MAKE = {"stock": stock, "extended": extended}
 PROBLEMS = [{"prompt": text, "solution": "7"} for text in ("say ", "1 ", "7 ")]
@@ -34,7 +34,7 @@ def test_figures_are_those_of_the_file(make, model, tmp_path):
     trainer = MAKE[make](model, tmp_path, callbacks=[callback], max_steps=2, **EVALUATING)
     trainer.train()
     rows = read_rows(tmp_path / "evaluation_samples.jsonl")
-    assert [row["step"] for row in rows] == [1] * 12 + [2] * 12
+    assert [(row["step"], row["evaluation"]) for row in rows] == [(1, 1)] * 12 + [(2, 2)] * 12
     for step in (1, 2):
         estimates = evaluate(rows_of_step(rows, step)[0], [has_solution]).estimates()
         assert set(estimates) == {
@@ -126,6 +126,7 @@ def test_a_resumed_run_goes_on_with_the_file(model, tmp_path):
     after = (tmp_path / "evaluation_samples.jsonl").read_text().splitlines()
     assert after[:24] == before[:24] and len(after) == 48
     assert [json.loads(line)["step"] for line in after[24:]] == [3] * 12 + [4] * 12
+    assert [json.loads(line)["evaluation"] for line in after[24::12]] == [3, 4]
 
 
 def test_several_evaluation_sets_are_one_evaluation(model, tmp_path):
@@ -136,7 +137,25 @@ def test_several_evaluation_sets_are_one_evaluation(model, tmp_path):
     trainer.evaluate({"one": data, "two": data})
     assert len(read_rows(tmp_path / "evaluation_samples.jsonl")) == 12
     metrics = trainer.evaluate({"one": data, "two": data})
-    assert len(read_rows(tmp_path / "evaluation_samples.jsonl")) == 24 and "eval_has_solution/pass@4" in metrics
+    rows = read_rows(tmp_path / "evaluation_samples.jsonl")
+    assert len(rows) == 24 and "eval_has_solution/pass@4" in metrics
+    # Both are of step 0: the figures of a step are those of its last evaluation.
+    last, _ = rows_of_step(rows, 0)
+    assert last == rows[12:] and {row["evaluation"] for row in last} == {2}
+    assert evaluate(last, [has_solution]).means()["has_solution/avg@4"] == metrics["eval_has_solution/avg@4"]
+    # Another process that evaluates into the file goes on counting.
+    again = make_callback()
+    again.attach(trainer)
+    again.evaluate()
+    assert [row["evaluation"] for row in read_rows(tmp_path / "evaluation_samples.jsonl")[24:]] == [3] * 12
+
+
+def test_the_names_of_the_figures_are_known_before(model, tmp_path):
+    callback = EvaluationCallback(PROBLEMS, [has_solution, flexible_match], Sampling(samples=3, max_new_tokens=2))
+    callback.attach(stock(model, tmp_path, max_steps=1))
+    figures = callback.evaluate()
+    assert callback.figure_names() == [name for name in figures if not name.endswith(("_low", "_high"))]
+    assert "flexible_match/maj@3" in figures and "has_solution/maj@3" not in figures
 
 
 def test_bad_input_is_refused_early(model, tmp_path):
@@ -144,6 +163,7 @@ def test_bad_input_is_refused_early(model, tmp_path):
         (([], [has_solution]), "at least one row"),
         (([{"solution": "1"}], [has_solution]), "has no prompt"),
         (([PROBLEMS[0], PROBLEMS[0]], [has_solution]), "the same problem"),
+        (([PROBLEMS[0] | {"step": 1}], [has_solution]), "'step' is one that the file of samples adds"),
         ((PROBLEMS, []), "at least one function"),
         ((PROBLEMS, [has_solution, has_solution]), "a name of its own"),
         ((PROBLEMS, [object()]), "has no __name__"),

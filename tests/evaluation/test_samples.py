@@ -40,6 +40,28 @@ def test_a_torn_line_is_left_out_and_cut_off(tmp_path):
     assert log.rows() == [{"completion": "new"}]
 
 
+def test_the_last_evaluation_of_a_step_counts():
+    """Of a run whose best model was evaluated once more at its last step, and that was resumed at step 4."""
+    places = [(2, 1), (4, 2), (6, 3), (6, 4), (6, 4)]
+    rows = [{"step": step, "evaluation": number, "place": place} for place, (step, number) in enumerate(places)]
+    assert rows_of_step(rows) == (rows[3:], 6)
+    assert rows_of_step(rows, 4) == (rows[1:2], 4)
+    # Files of other writers have no such number, and keep all rows of the step.
+    plain = [{"step": 6}, {"step": 6}, {"step": 5}]
+    assert rows_of_step(plain) == (plain[:2], 6)
+
+
+def test_a_resumed_run_keeps_what_was_written_up_to_its_step(tmp_path):
+    log = SampleLog(tmp_path / "samples.jsonl")
+    log.keep_up_to(3)
+    assert not log.path.exists()
+    log.write([{"step": step} for step in (1, 2, 3, 4)])
+    log.keep_up_to(3)
+    assert [row["step"] for row in log.rows()] == [1, 2, 3]
+    log.keep_up_to(0)
+    assert log.rows() == []
+
+
 WRITER = """
 import sys
 from trl_grpo_ext.evaluation import SampleLog

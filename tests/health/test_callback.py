@@ -74,6 +74,34 @@ def test_a_rule_speaks_once_in_a_run_that_is_resumed(model, tmp_path):
     assert rules(again) == ["dead_groups"] and len((tmp_path / "health.jsonl").read_text().splitlines()) == 1
 
 
+def test_findings_after_the_step_that_is_resumed_from_are_found_again(model, tmp_path):
+    settings = {"reward": always(0.0), "save_strategy": "steps", "save_steps": 4, "max_steps": 11}
+    trained(stock(model, tmp_path, callbacks=[HealthCallback()], **settings))
+    with open(tmp_path / "health.jsonl", "a") as file:
+        file.write('{"step": 3, "rule": "kept"}\n{"step": 11, "ru')
+    trainer = stock(model, tmp_path, callbacks=[HealthCallback()], **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    lines = [json.loads(line) for line in (tmp_path / "health.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["rule"]) for line in lines] == [(3, "kept"), (10, "dead_groups")]
+
+
 def test_another_trainer_is_refused():
     with pytest.raises(TypeError, match="needs a GRPOTrainer"):
         HealthCallback().attach(object())
+
+
+def test_two_ranks_find_what_one_finds(model, tmp_path):
+    pytest.importorskip("plotly", reason="needs plotly (the extra report)")
+    from tests.health.two_ranks import findings_of
+    from tests.ranks import run_ranks
+
+    run_ranks("tests.health.two_ranks", model, tmp_path / "two")
+    one = findings_of(model, tmp_path / "one")
+    assert [json.loads((tmp_path / "two" / f"rank-{rank}.json").read_text()) for rank in (0, 1)] == [one, one]
+    assert [item["rule"] for item in one] == ["dead_groups"]
+    # Written once, by the main process, and the report has it.
+    lines = [(tmp_path / name / "health.jsonl").read_text() for name in ("one", "two")]
+    assert lines[0] == lines[1] and len(lines[0].splitlines()) == 1
+    for name in ("one", "two"):
+        page = (tmp_path / name / "report.html").read_text()
+        assert "dead_groups" in page and "11 of 11 steps" in page

@@ -5,7 +5,9 @@ import random
 
 import pytest
 
+from trl_grpo_ext.evaluation import mean_interval
 from trl_grpo_ext.health import RULES, History, findings, has_risen
+from trl_grpo_ext.health.rules import reward_hacking
 
 STEPS = 80
 
@@ -130,7 +132,33 @@ def test_what_is_normal_does_not_fire():
     assert findings(History(run() + evaluations([0.3, 0.5, 0.47, 0.5, 0.46]))) == []
     # The independent metric falls, and so does the reward: that is no hacking.
     worse = run(reward=lambda step, g: 0.9 - 0.005 * step)
-    assert "reward_hacking" not in {item.rule for item in findings(History(worse + evaluations([0.6, 0.5, 0.3])))}
+    assert "reward_hacking" not in {item.rule for item in findings(History(worse + evaluations([0.6, 0.4, 0.3])))}
+
+
+def standing_still(seed, problems=30, times=20):
+    """Evaluations with one sample of each problem, by a model that does not change."""
+    draws = random.Random(seed)
+    chances = [draws.random() for _ in range(problems)]
+    for _ in range(times):
+        found = mean_interval([float(draws.random() < chance) for chance in chances])
+        yield found.value, found.low, found.high
+
+
+def test_the_noise_of_an_independent_metric_is_no_hacking():
+    """The best of 20 evaluations is best by chance: the last value is below its interval in nearly every run."""
+    below = 0
+    for seed in range(20):
+        found = list(standing_still(seed))
+        entries = [
+            {"step": 10 * place, "eval_m/avg@1": value, "eval_m/avg@1_low": low, "eval_m/avg@1_high": high}
+            for place, (value, low, high) in enumerate(found, 1)
+        ]
+        best = max(found)
+        below += any(value < best[1] for value, _, _ in found)
+        for seen in range(3, len(entries) + 1):
+            history = History([{"step": step, "reward": step / 200} for step in range(1, 201)] + entries[:seen])
+            assert reward_hacking(history) is None
+    assert below >= 10
 
 
 def test_a_short_history_says_nothing():

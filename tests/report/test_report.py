@@ -9,8 +9,10 @@ import pytest
 pytest.importorskip("plotly", reason="needs plotly (the extra report)")
 
 from trl_grpo_ext.cli.report import main
-from trl_grpo_ext.report.charts import intervals, matching, panels, series
-from trl_grpo_ext.report.groups import changes, reward_of, sampled_groups, spaced
+from trl_grpo_ext.experience import ExperienceLibrary, Lesson
+from trl_grpo_ext.report.charts import intervals, matching, panels, series, shown_figures
+from trl_grpo_ext.report.groups import changes, reward_of, sampled_groups, score_of, spaced
+from trl_grpo_ext.report.page_parts import changes_part
 from trl_grpo_ext.report.run_files import load_run
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;<!--'
@@ -151,6 +153,29 @@ def test_what_changed_verdict():
     ]
 
 
+def test_of_many_figures_those_that_can_be_told_apart_are_drawn():
+    names = [f"eval_m/{figure}" for figure in ("avg@16", "pass@1", "pass@16", "pass@2", "pass^16", "maj@2", "maj@16")]
+    entries = [{"step": 1, **{f"{name}{end}": 0.5 for name in names for end in ("", "_low", "_high")}}]
+    (drawn,) = panels(entries).values()
+    assert [line.name for line in drawn.data if line.name] == ["eval_m/avg@16", "eval_m/pass@16", "eval_m/maj@16"]
+    assert shown_figures(["eval_m/other"]) == ["eval_m/other"]
+
+
+def test_a_table_without_rows_is_not_shown():
+    rows = [{"step": step, "prompt": "p", "reward": 1.0} for step in (1, 2)]
+    part = changes_part("Changes", changes(rows, reward_of))
+    assert "the same: 1" in part and "<table>" not in part and "largest" not in part
+
+
+def test_two_evaluations_of_one_step_are_told_apart():
+    rows = [
+        {"step": step, "evaluation": number, "prompt": "p", "scores": {"m": score}}
+        for number, step, score in ((1, 4, 1.0), (2, 8, 0.0), (2, 8, 0.5), (3, 8, 0.75))
+    ]
+    (found,) = changes(rows, score_of)["largest"]
+    assert (found["first"], found["last"], found["before"], found["after"]) == (4, 8, 1.0, 0.75)
+
+
 def test_curves_are_the_log():
     history = [{"step": step, "reward": step / 2, "rewards/a/mean": 1.0, "kl": float("nan")} for step in (1, 2, 3)]
     found = panels(history, [{"step": 1, "reward": 0.1}])
@@ -179,7 +204,21 @@ def test_the_last_checkpoint_does_where_the_run_was_killed(tmp_path):
     assert load_run(run).state["global_step"] == 10 and main([str(run)]) == 0
 
 
+def test_experiences_learned_and_used(tmp_path):
+    run = make_run(tmp_path / "run")
+    with ExperienceLibrary(tmp_path / "lessons.db") as library:
+        used, *_ = library.add(Lesson(f"Add first. {HOSTILE}"))
+        library.add(Lesson("Never used."))
+        library.record_usage([(used, 0.25), (used, 0.75)])
+    assert main([str(run), "--experiences", str(tmp_path / "lessons.db")]) == 0
+    page = (run / "report.html").read_text()
+    assert "<td>2</td><td>+0.500</td>" in page and page.index("Add first.") < page.index("Never used.")
+    assert HOSTILE not in page and "Versions of the experience library" in page
+
+
 def test_bad_input_is_refused(tmp_path, capsys):
+    run = make_run(tmp_path / "made")
+    assert main([str(run), "--experiences", str(tmp_path / "none.db")]) == 1 and "none.db" in capsys.readouterr().err
     for folder, message in ((tmp_path / "none", "is no folder"), (tmp_path, "holds no trainer_state.json")):
         assert main([str(folder)]) == 1 and message in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()

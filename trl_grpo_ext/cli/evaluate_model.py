@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trl_grpo_ext.evaluation import ModelFolder, SampleLog, Sampling, problem_key
+from trl_grpo_ext.evaluation import OWN_COLUMNS, ModelFolder, SampleLog, Sampling, problem_key
 from trl_grpo_ext.experience import ExperienceLibrary, Selector, TokenCounter, inject, read_prompts
 
 Row = dict[str, Any]
@@ -62,6 +62,9 @@ def problems_of(given: argparse.Namespace) -> list[Row]:
     found = found[: given.limit]
     if not found:
         raise ValueError(f"{given.data} holds no problem.")
+    taken = sorted({name for row in found for name in row} & OWN_COLUMNS - {"prompt"})
+    if taken:
+        raise ValueError(f"{given.data}: the column {taken[0]!r} is one that the file of samples adds; rename it.")
     seen: dict[str, int] = {}
     for number, row in enumerate(found):
         before = seen.setdefault(problem_key(row), number)

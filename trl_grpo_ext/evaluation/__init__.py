@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_grpo_ext.evaluation.estimators import majority_at_k, pass_at_k, pass_hat_k
 from trl_grpo_ext.evaluation.intervals import Difference, Estimate, mean_interval, paired_difference
-from trl_grpo_ext.evaluation.results import Evaluation, compare, evaluate, score_rows, stored_scores
+from trl_grpo_ext.evaluation.results import OWN_COLUMNS, Evaluation, compare, evaluate, score_rows, stored_scores
 from trl_grpo_ext.evaluation.samples import SampleLog, SamplesError, problem_key, read_rows, rows_of_step
 from trl_grpo_ext.evaluation.scorers import SCORERS, AnswerMatch, flexible_match, strict_match
 from trl_grpo_ext.evaluation.tables import differences_table, estimates_table, two_by_two
@@ -25,6 +25,7 @@ _HOME = {
 }
 
 __all__ = [
+    "OWN_COLUMNS",
     "SCORERS",
     "AnswerMatch",
     "Difference",

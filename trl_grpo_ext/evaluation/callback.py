@@ -13,8 +13,8 @@ from trl_grpo_ext._attach import calling_trainer
 from trl_grpo_ext.evaluation.generation import Sampling
 from trl_grpo_ext.evaluation.intervals import Estimate
 from trl_grpo_ext.evaluation.ranks import drawn_by_all, on_main_process
-from trl_grpo_ext.evaluation.results import Scorer, evaluate, score_rows, scorer_name
-from trl_grpo_ext.evaluation.samples import Row, SampleLog, problem_key
+from trl_grpo_ext.evaluation.results import OWN_COLUMNS, Scorer, default_ks, evaluate, score_rows, scorer_name
+from trl_grpo_ext.evaluation.samples import Row, SampleLog, last_evaluation, problem_key
 
 FILE = "evaluation_samples.jsonl"
 
@@ -31,7 +31,7 @@ class EvaluationCallback(TrainerCallback):
     Completions are drawn by the model itself, not by vLLM, with seeds of their own: training goes on with the same
     random numbers as without the callback, and two ranks draw the samples that one draws. Every sample goes to
     `evaluation_samples.jsonl` in the output folder, written by the main process, on the disk before the metrics are
-    logged. A run that is resumed goes on with that file.
+    logged, with its `step` and the number of its `evaluation` in the file. A run that is resumed goes on with that file.
 
     Args:
         problems: rows with `prompt` (text or messages) and the columns that the scorers take; each once.
@@ -63,10 +63,23 @@ class EvaluationCallback(TrainerCallback):
         self.trainer: Any = None
         self.estimates: dict[str, Estimate] = {}
         self._seen: tuple[int, set[str]] = (-1, set())
+        # How many evaluations the file holds; None until it is looked into.
+        self._done: int | None = None
         check_problems(self.problems)
         check_scorers(self.scorers)
         if ks is not None and not all(1 <= k <= self.sampling.samples for k in ks):
             raise ValueError(f"ks must be from 1 to the number of samples ({self.sampling.samples}), not {list(ks)}.")
+
+    def figure_names(self) -> list[str]:
+        """Return the names of the figures, without `eval_`: what `metric_for_best_model` can name behind that."""
+        samples = self.sampling.samples
+        ks = default_ks(samples) if self.ks is None else sorted(set(self.ks))
+        names = []
+        for scorer in self.scorers:
+            kinds = ("pass@", "pass^", *(("maj@",) if hasattr(scorer, "extract") else ()))
+            figures = [f"avg@{samples}", *(f"{kind}{k}" for k in ks for kind in kinds)]
+            names += [f"{scorer_name(scorer)}/{figure}" for figure in figures]
+        return names
 
     def attach(self, trainer: Any) -> None:
         """Take a trainer, to `evaluate` it outside of training.
@@ -76,7 +89,7 @@ class EvaluationCallback(TrainerCallback):
         """
         if not hasattr(trainer, "reward_funcs"):
             raise TypeError(f"EvaluationCallback needs a GRPOTrainer, not {type(trainer).__name__}.")
-        self.trainer = trainer
+        self.trainer, self._done = trainer, None
 
     def log_of(self, trainer: Any) -> SampleLog:
         """Return the file of samples."""
@@ -121,9 +134,12 @@ class EvaluationCallback(TrainerCallback):
 
     def _scored(self, rows: list[Row]) -> dict[str, Estimate]:
         """On the main process: score, write, and put figures to it."""
-        step = self.trainer.state.global_step
-        scored = [{"step": step, **row} for row in score_rows(rows, self.scorers)]
-        self.log_of(self.trainer).write(scored)
+        log = self.log_of(self.trainer)
+        self._done = 1 + (last_evaluation(log.rows()) if self._done is None else self._done)
+        place = {"step": self.trainer.state.global_step, "evaluation": self._done}
+        # First in the line, and not to be replaced by a column of the problems.
+        scored = [place | row | place for row in score_rows(rows, self.scorers)]
+        log.write(scored)
         return evaluate(scored, self.scorers, ks=self.ks, correct_from=self.correct_from).estimates()
 
     def _figures(self) -> dict[str, float]:
@@ -147,6 +163,9 @@ def check_problems(problems: Sequence[Row]) -> None:
     for number, row in enumerate(problems):
         if not row.get("prompt"):
             raise ValueError(f"problems: row {number} has no prompt; it has {', '.join(row)}.")
+        taken = sorted((OWN_COLUMNS - {"prompt"}) & set(row))
+        if taken:
+            raise ValueError(f"problems: the column {taken[0]!r} is one that the file of samples adds; rename it.")
         before = seen.setdefault(problem_key(row), number)
         if before != number:
             raise ValueError(

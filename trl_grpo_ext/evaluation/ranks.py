@@ -23,7 +23,9 @@ def prompt_ids(trainer: Any, rows: Sequence[Row]) -> list[list[int]]:
 
 def stop_ids(trainer: Any) -> list[int]:
     """Return the tokens that end a rollout of the trainer: those it was told, and those of its tokenizer."""
-    told = (getattr(trainer.args, "generation_kwargs", None) or {}).get("eos_token_id")
+    options = getattr(trainer.args, "generation_kwargs", None) or {}
+    # The first is the name that transformers has for them, the second vLLM's.
+    told = options.get("eos_token_id", options.get("stop_token_ids"))
     stops = told if told is not None else getattr(trainer, "eos_token_ids", None) or [trainer.eos_token_id]
     return [int(stop) for stop in (stops if isinstance(stops, (list, tuple)) else [stops])]
 

@@ -17,7 +17,7 @@ Scorer = Callable[..., Sequence[Any]]
 
 # What a file of samples holds beside the columns of the data set.
 OWN_COLUMNS = frozenset(
-    {"prompt", "completion", "problem", "sample", "step", "tokens", "truncated", "scores", "rewards", "reward"}
+    {"prompt", "completion", "sample", "step", "evaluation", "tokens", "truncated", "scores", "rewards", "reward"}
     | {"advantage", "run", "number", "injected_prompt"}
 )
 

@@ -60,8 +60,16 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     return rows
 
 
+def last_evaluation(rows: Iterable[Row]) -> int:
+    """Return the highest number in the column `evaluation`; 0 where no row has one."""
+    return max((int(row["evaluation"]) for row in rows if row.get("evaluation") is not None), default=0)
+
+
 def rows_of_step(rows: Sequence[Row], step: int | None = None) -> tuple[list[Row], int | None]:
     """Return the rows of one step, the last by default, and that step; all rows where none has a step.
+
+    Of a step that was evaluated several times (after training the best model is, at the last step) they are those of the
+    last evaluation, by the column `evaluation`.
 
     Raises:
         SamplesError: there are no rows of this step.
@@ -73,7 +81,8 @@ def rows_of_step(rows: Sequence[Row], step: int | None = None) -> tuple[list[Row
     found = [row for row in rows if row.get("step") == wanted]
     if not found:
         raise SamplesError(f"no sample of step {wanted}; there are the steps {', '.join(map(str, steps)) or 'none'}.")
-    return found, wanted
+    last = last_evaluation(found)
+    return [row for row in found if not last or row.get("evaluation") == last], wanted
 
 
 class SampleLog:
@@ -102,7 +111,7 @@ class SampleLog:
     def keep_up_to(self, step: int) -> None:
         """Drop what a run that is resumed at `step` will write again; step 0 begins the file anew."""
         if self.path.exists():
-            self.keep([row for row in self.rows() if step > 0 and row.get("step", 0) <= step])
+            self.keep([row for row in self.rows() if step > 0 and (row.get("step") or 0) <= step])
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows after the last whole line."""

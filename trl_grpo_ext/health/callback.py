@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -82,11 +84,10 @@ class HealthCallback(StatefulCallback):
         return undo
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Find the trainer; a run from the beginning begins its file."""
+        """Find the trainer; a run from the beginning begins its file, a resumed one drops what came after its step."""
         super().on_train_begin(args, state, control, **kwargs)
-        path = Path(args.output_dir) / FILE
-        if state.is_world_process_zero and state.global_step == 0:
-            path.unlink(missing_ok=True)
+        if state.is_world_process_zero:
+            keep_up_to(Path(args.output_dir) / FILE, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Give the trainer its method back."""
@@ -122,3 +123,24 @@ class HealthCallback(StatefulCallback):
             file.write(json.dumps({"step": step, **vars(found)}, ensure_ascii=False) + "\n")
         if self.on_finding is not None:
             self.on_finding(found)
+
+
+def keep_up_to(path: Path, step: int) -> None:
+    """Drop the findings after a step from a file: a run that is resumed there will find them again. Step 0 drops all."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").split("\n") if step else []
+    kept = [line for line in lines if _step_of(line) <= step]
+    if not kept:
+        path.unlink()
+        return
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # the last line of a killed run may be half-written

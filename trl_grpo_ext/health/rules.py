@@ -167,14 +167,19 @@ def independent_metrics(history: History) -> list[str]:
 
 
 def reward_hacking(history: History) -> Finding | None:
-    """An independent metric is below the interval of its best value, and the reward is higher than it was then."""
+    """The last two intervals of an independent metric are below that of its best value, and the reward is higher than then.
+
+    Two whole intervals, since the best of many evaluations is best by chance too: of runs whose metric stands still,
+    evaluated 20 times on 30 problems with one sample, 96 of 100 fall below the interval of their best with one value,
+    and none with two intervals.
+    """
     for name in independent_metrics(history):
-        points, lows = history.points(name), history.points(f"{name}_low")
-        if len(points) < 2 or len(lows) != len(points):
+        points, lows, highs = (history.points(f"{name}{end}") for end in ("", "_low", "_high"))
+        if len(points) < 3 or not len(points) == len(lows) == len(highs):
             continue
         best = max(range(len(points)), key=lambda place: points[place].value)
         then, now = reward_near(history, points[best].step), reward_near(history, points[-1].step)
-        if then is None or now is None or now <= then or points[-1].value >= lows[best].value:
+        if then is None or now is None or now <= then or max(high.value for high in highs[-2:]) >= lows[best].value:
             continue
         return Finding(
             "reward_hacking",

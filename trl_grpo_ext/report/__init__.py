@@ -11,15 +11,22 @@ from trl_grpo_ext.report.lines import Completion
 from trl_grpo_ext.report.run_files import RunError
 
 if TYPE_CHECKING:
+    from trl_grpo_ext.report.callback import ReportCallback, try_report
     from trl_grpo_ext.report.live import LiveCallback
 
-__all__ = ["Completion", "LiveCallback", "RunError", "write_report"]
+_HOME = {
+    "LiveCallback": "trl_grpo_ext.report.live",
+    "ReportCallback": "trl_grpo_ext.report.callback",
+    "try_report": "trl_grpo_ext.report.callback",
+}
+
+__all__ = ["Completion", "LiveCallback", "ReportCallback", "RunError", "try_report", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "LiveCallback":
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("trl_grpo_ext.report.live"), name)
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -29,6 +29,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Learning rate": ("learning_rate",),
     "Speed: seconds a step": ("step_time", "health/reward_seconds"),
     "Experience: reward with and without": ("experience/reward_with", "experience/reward_without"),
+    "Experience: share of prompts with it": ("experience/injected_share",),
     "Experience: records": ("experience/size",),
 }
 
@@ -66,6 +67,18 @@ def intervals(names: Sequence[str]) -> list[str]:
     return [name for name in names if {f"{name}_low", f"{name}_high"} <= set(names)]
 
 
+def shown_figures(names: Sequence[str]) -> list[str]:
+    """Return which figures of one scorer are drawn: its mean, and of pass@k and maj@k those of the largest k.
+
+    With their intervals more of them could not be told apart.
+    """
+    found = [name for name in names if name.rsplit("/", 1)[-1].startswith("avg")]
+    for kind in ("/pass@", "/maj@"):
+        of_kind = [name for name in names if kind in name and name.rsplit("@", 1)[-1].isdigit()]
+        found += [max(of_kind, key=lambda name: int(name.rsplit("@", 1)[-1]))] if of_kind else []
+    return found or list(names)[:MOST_SERIES]
+
+
 def _thinned(item: Series) -> Series:
     places = spaced(range(len(item[0])), MOST_POINTS)
     return [item[0][place] for place in places], [item[1][place] for place in places]
@@ -77,7 +90,7 @@ def _line(name: str, item: Series, colour: str, control: bool) -> Any:
     steps, values = _thinned(item)
     label = f"{name} (control)" if control else name
     style = {"color": colour, "width": 1.5, "dash": "dot" if control else "solid"}
-    mode = "lines+markers" if len(steps) < 3 else "lines"
+    mode = "lines+markers" if len(steps) < 20 else "lines"
     return graph_objects.Scatter(x=steps, y=values, name=label, mode=mode, line=style)
 
 
@@ -131,10 +144,10 @@ def panels(history: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, 
     """
     run, other = series(history), series(control)
     found = {}
-    metrics = [name for name in intervals(list(run)) if "/pass^" not in name]
+    metrics = intervals(list(run))
     scorers = dict.fromkeys(name.split("/")[0] for name in metrics)
     for scorer in scorers:
-        own = [name for name in metrics if name.split("/")[0] == scorer][:MOST_SERIES]
+        own = shown_figures([name for name in metrics if name.split("/")[0] == scorer])
         found[f"Independent metric: {scorer.removeprefix('eval_')}, with 95 % interval"] = figure(
             own, run, other, True
         )

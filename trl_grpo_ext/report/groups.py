@@ -99,7 +99,9 @@ def sampled_groups(path: Path, budget: int) -> dict[str, Any]:
 
 
 def changes(rows: Iterable[Row], value: Callable[[Row], float | None], most: int = 20) -> dict[str, Any]:
-    """Return how the mean value of each problem changed from its first to its last step.
+    """Return how the mean value of each problem changed from its first to its last step, or evaluation.
+
+    Rows with an `evaluation` number are told apart by it: one step may have been evaluated twice.
 
     Returns:
         `better`, `worse`, `same` (numbers of problems seen at several steps) and `largest`: the largest changes with
@@ -111,13 +113,14 @@ def changes(rows: Iterable[Row], value: Callable[[Row], float | None], most: int
         if number is None or step is None:
             continue
         name = hashlib.sha256(json.dumps([row.get("prompt"), row.get("solution")]).encode()).hexdigest()[:16]
+        when = (row.get("evaluation") or 0, step)
         item = seen.setdefault(
-            name, {"prompt": shortened(text_of(row.get("prompt")), 200), "first": step, "values": {}}
+            name, {"prompt": shortened(text_of(row.get("prompt")), 200), "first": when, "values": {}}
         )
         # Of all steps only the first and the last are kept.
-        if step not in item["values"]:
+        if when not in item["values"]:
             item["values"] = {key: item["values"][key] for key in item["values"] if key == item["first"]}
-        item["values"].setdefault(step, []).append(number)
+        item["values"].setdefault(when, []).append(number)
     found = [_change(item) for item in seen.values() if len(item["values"]) == 2]
     ordered = sorted(found, key=lambda item: -abs(item["after"] - item["before"]))
     moved = [item["after"] - item["before"] for item in found]
@@ -130,7 +133,7 @@ def changes(rows: Iterable[Row], value: Callable[[Row], float | None], most: int
 
 
 def _change(item: dict[str, Any]) -> Row:
-    (first, before), (last, after) = item["values"].items()
+    ((_, first), before), ((_, last), after) = item["values"].items()
     return {"prompt": item["prompt"], "first": first, "last": last, "before": fmean(before), "after": fmean(after)}
 
 

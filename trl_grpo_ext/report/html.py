@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -22,8 +23,8 @@ def _charts(run: Run, control: Run | None) -> str:
     return page_parts.charts_part(drawings)
 
 
-def report_page(run: Run, control: Run | None = None) -> str:
-    """Return the page of a run, with the curves of a control run beside its own.
+def report_page(run: Run, control: Run | None = None, tables: Mapping[str, page_parts.Table] | None = None) -> str:
+    """Return the page of a run, with the curves of a control run beside its own, and with further tables.
 
     Raises:
         ImportError: plotly is not installed.
@@ -43,26 +44,33 @@ def report_page(run: Run, control: Run | None = None) -> str:
         groups=page_parts.groups_part(groups),
         changes=page_parts.changes_part("Held-out problems whose score changed", verdicts)
         + page_parts.changes_part("Training prompts whose reward changed", rewards),
+        tables=page_parts.tables_part(tables or {}),
         settings=page_parts.settings_part(run),
         data=page_parts.script_data(groups),
         groups_script=(FOLDER / "groups.js").read_text(encoding="utf-8"),
     )
 
 
-def write_report(folder: str | Path, output: str | Path | None = None, control: str | Path | None = None) -> Path:
+def write_report(
+    folder: str | Path,
+    output: str | Path | None = None,
+    control: str | Path | None = None,
+    tables: Mapping[str, page_parts.Table] | None = None,
+) -> Path:
     """Write the report of a run and return its path.
 
     Args:
         folder: the output folder of the run.
         output: the file; `report.html` in the folder by default.
         control: the output folder of a control run, whose curves are drawn dotted.
+        tables: more to show, title -> (header, rows); none by default.
 
     Raises:
         RunError: a folder without a saved run.
         ImportError: plotly is not installed.
         OSError: the file can't be written; one that stood there is as it was.
     """
-    page = report_page(load_run(folder), load_run(control) if control is not None else None)
+    page = report_page(load_run(folder), load_run(control) if control is not None else None, tables)
     path = Path(output) if output is not None else Path(folder) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")

@@ -9,6 +9,8 @@ from typing import Any
 
 from trl_grpo_ext.report.run_files import Run
 
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return an HTML table of texts; it scrolls by itself where it is wider than the page."""
@@ -58,8 +60,15 @@ def changes_part(title: str, found: Mapping[str, Any]) -> str:
         [item["prompt"], f"{item['before']:.3g} (step {item['first']})", f"{item['after']:.3g} (step {item['last']})"]
         for item in found["largest"]
     ]
-    told = f"Better: {found['better']}, worse: {found['worse']}, the same: {found['same']}. The largest changes:"
-    return f'<h2>{escape(title)}</h2><p class="dim">{told}</p>' + table(["prompt", "first", "last"], rows)
+    told = f"Better: {found['better']}, worse: {found['worse']}, the same: {found['same']}."
+    listed = table(["prompt", "first", "last"], rows) if rows else ""
+    told += " The largest changes:" if rows else ""
+    return f'<h2>{escape(title)}</h2><p class="dim">{told}</p>{listed}'
+
+
+def tables_part(tables: Mapping[str, Table]) -> str:
+    """Return further tables, title -> (header, rows)."""
+    return "".join(f"<h2>{escape(title)}</h2>{table(header, rows)}" for title, (header, rows) in tables.items())
 
 
 def settings_part(run: Run) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]
 
-COMPLETIONS, SAMPLES, HEALTH, STATE = (
+COMPLETIONS, SAMPLES, HEALTH, STATE, SETTINGS = (
     "completions.jsonl",
     "evaluation_samples.jsonl",
     "health.jsonl",
     "trainer_state.json",
+    "run_settings.json",
 )
 
 
@@ -32,7 +34,7 @@ class Run:
         state: `trainer_state.json`, of the folder or of its last checkpoint.
         history: log entries, by step.
         findings: lines of `health.jsonl`.
-        settings: name -> value, of `adapter_config.json` and `config.json`, and the results.
+        settings: title -> name -> value, of `run_settings.json`, `adapter_config.json`, `config.json`, and the results.
         versions: of the libraries, as the model card lists them.
     """
 
@@ -75,7 +77,18 @@ def _settings(folder: Path) -> dict[str, Entry]:
         if (folder / name).is_file():
             content = json.loads((folder / name).read_text(encoding="utf-8"))
             found[name] = {key: value for key, value in content.items() if value is not None}
+    if (folder / SETTINGS).is_file():
+        found |= json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     return found
+
+
+def write_settings(folder: str | os.PathLike[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keep the resolved settings of a run for its report, by title; what JSON has no word for is kept as text."""
+    path = Path(folder) / SETTINGS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(settings, default=str, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _versions(folder: Path) -> dict[str, str]:
