@@ -1,10 +1,10 @@
-"""Does rescue learn where GRPO's gradient is exactly zero? A toy task, in two minutes.
+"""Does rescue learn where GRPO's gradient is exactly zero? A toy task, in a few minutes.
 
-Task: "what is d", right answer (d + 2) mod 5, one token. The start policy, made here, answers d itself: every rollout
-of every prompt has reward 0, so every group is dead. It was also taught to follow a hint: with the lesson "shift s" in
-the prompt, as the library writes it, it answers (d + s) mod 5 four times out of five, and else d, for s from 0 to 4.
-The library of the rescue arms holds the lesson "shift 2", that of the controls "shift 3". All other answers are made
-equally unlikely, so that a wrong hint is no way to the right answer by chance.
+Task: "what is d", right answer four times (d + 2) mod 5, four tokens. The start policy, made here, says d: every other
+digit has a probability of 0.02 at every token, so that the right answer has 1.6e-7: every rollout of every prompt has
+reward 0, and every group is dead. It was also taught to follow a hint: with the lesson "shift s" in the prompt, as the
+library writes it, it says (d + s) mod 5 at 19 of 20 tokens, and else d, for s from 0 to 4. The library of the rescue
+arms holds the lesson "shift 2", that of the controls "shift 3".
 
 Arms, from the same start policy:
     grpo                    TRL's GRPOTrainer (the baseline)
@@ -55,11 +55,13 @@ from trl_grpo_ext import (
 from trl_grpo_ext.experience import ExperienceLibrary, Lesson, lessons_text
 from trl_grpo_ext.experience.injection import inject
 
-MODULUS, SHIFT, WRONG = 5, 2, 3
-# Probability that the start policy gives to each answer that it does not know, and to d in spite of a hint.
-UNLIKELY, UNHEEDED = 1e-5, 0.2
-GROUP, REROLLS, LEARNING_RATE = 8, 2, 1e-3
+MODULUS, SHIFT, WRONG, LENGTH = 5, 2, 3, 4
+# Probability of a token that the start policy gives to each digit that it does not know, and to d in spite of a hint.
+UNLIKELY, UNHEEDED = 0.02, 0.05
+GROUP, REROLLS, LEARNING_RATE = 8, 2, 3e-4
 POSITION = "prefix"
+# Token ids: <pad>, <eos>, then the digits.
+FIRST_DIGIT = 2
 PROMPTS = [f"what is {digit}" for digit in range(MODULUS)]
 ARMS: dict[str, dict[str, Any] | None] = {
     "grpo": None,
@@ -100,9 +102,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
-    """A Llama of two layers, 64 wide."""
+    """A Llama of three layers, 128 wide: in a smaller one, learning one prompt unlearns to follow the others' hints."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, max_position_embeddings=64, **sizes, **ids))
 
@@ -112,35 +114,50 @@ def answer(prompt: str, shift: int) -> int:
     return (int(prompt[-1]) + shift) % MODULUS
 
 
-def log_probabilities(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> torch.Tensor:
-    """Log-probabilities of the answers after each prompt, (prompts, MODULUS), over the whole vocabulary."""
+def log_probabilities(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str], answers: torch.Tensor
+) -> torch.Tensor:
+    """Log-probabilities of the digits at each token of the answers, over the whole vocabulary.
+
+    Args:
+        model: the policy.
+        tokenizer: its tokenizer.
+        prompts: B of them.
+        answers: (B, LENGTH), digits; each token is given those before it.
+
+    Returns:
+        (B, LENGTH, MODULUS).
+    """
     tokens = tokenizer(prompts, padding=True, return_tensors="pt")
-    return model(**tokens).logits[:, -1].log_softmax(-1)[:, 2 : 2 + MODULUS]
+    before = answers[:, :-1] + FIRST_DIGIT
+    ids = torch.cat([tokens["input_ids"], before], dim=1)
+    mask = torch.cat([tokens["attention_mask"], torch.ones_like(before)], dim=1)
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, -LENGTH:]
+    return logits.log_softmax(-1)[..., FIRST_DIGIT : FIRST_DIGIT + MODULUS]
 
 
 def target(prompts: list[str], shift: int, unheeded: float) -> torch.Tensor:
-    """What the start policy answers: under the shift, or with `unheeded` the digit itself."""
+    """What the start policy says at each token: under the shift, or with `unheeded` the digit itself."""
     rows, every = torch.full((len(prompts), MODULUS), UNLIKELY), torch.arange(len(prompts))
-    rows[every, [answer(prompt, shift) for prompt in prompts]] = 1 - unheeded
-    rows[every, [answer(prompt, 0) for prompt in prompts]] = unheeded if shift else 1.0
+    likely = 1 - UNLIKELY * (MODULUS - 1)
+    rows[every, [answer(prompt, shift) for prompt in prompts]] = likely - unheeded
+    rows[every, [answer(prompt, 0) for prompt in prompts]] = unheeded if shift else likely
     return rows / rows.sum(1, keepdim=True)
 
 
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
-    """Teach the start policy: d itself without a hint, (d + s) mod 5 with one.
-
-    Squared errors of log-probabilities beside the cross-entropy: it alone does not see how unlikely the unlikely is.
-    """
+    """Teach the start policy: d without a hint, (d + s) mod 5 with one, whatever the tokens before."""
     texts = [*PROMPTS, *(hinted(prompt, shift) for shift in range(MODULUS) for prompt in PROMPTS)]
     wanted = torch.cat([target(PROMPTS, 0, 0.0), *(target(PROMPTS, shift, UNHEEDED) for shift in range(MODULUS))])
     # The five prompts without a hint weigh as much as the others together.
     weights = torch.cat([torch.full((MODULUS,), 0.1), torch.full((MODULUS**2,), 0.02)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        found = log_probabilities(model, tokenizer, texts)
-        errors = (found - wanted.log()).square().mean(1)
-        loss = (weights * (0.02 * errors - (wanted * found).sum(1))).sum()
+    for step in range(steps):
+        # Every other time one digit throughout, as the answers are; else any digits.
+        answers = torch.randint(MODULUS, (len(texts), LENGTH if step % 2 else 1)).expand(-1, LENGTH)
+        found = log_probabilities(model, tokenizer, texts, answers)
+        loss = -(weights * (wanted[:, None] * found).sum(-1).mean(1)).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -150,17 +167,22 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps:
 @torch.no_grad()
 def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
     """Exact probability of the right answer, mean over the prompts, without and with the right hint."""
-    right = torch.tensor([answer(prompt, SHIFT) for prompt in PROMPTS]).unsqueeze(1)
+    right = torch.tensor([answer(prompt, SHIFT) for prompt in PROMPTS])[:, None].expand(-1, LENGTH)
     both = {"plain": PROMPTS, "hinted": [hinted(prompt, SHIFT) for prompt in PROMPTS]}
     return {
-        name: log_probabilities(model, tokenizer, texts).exp().gather(1, right).mean().item()
+        name: log_probabilities(model, tokenizer, texts, right)
+        .gather(2, right[..., None])
+        .sum((1, 2))
+        .exp()
+        .mean()
+        .item()
         for name, texts in both.items()
     }
 
 
 def solves(completions: list[str], solution: list[str], **kwargs: Any) -> list[float]:
-    """Reward 1 for the right answer."""
-    return [float(text.strip() == right) for text, right in zip(completions, solution, strict=True)]
+    """Reward 1 for the right answer, all of it."""
+    return [float(text.split() == [right] * LENGTH) for text, right in zip(completions, solution, strict=True)]
 
 
 def make_trainer(arm: str, model: LlamaForCausalLM, folder: str, seed: int, steps: int) -> Any:
@@ -176,7 +198,7 @@ def make_trainer(arm: str, model: LlamaForCausalLM, folder: str, seed: int, step
         lr_scheduler_type="constant",
         per_device_train_batch_size=len(PROMPTS) * GROUP,
         num_generations=GROUP,
-        max_completion_length=1,
+        max_completion_length=LENGTH,
         beta=0.0,
         seed=seed,
         use_cpu=True,
@@ -266,12 +288,12 @@ def report(results: list[dict[str, Any]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed and fewer steps")
+    parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--json", type=Path, help="write the results there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("trl").setLevel(logging.ERROR)
-    seeds, steps, results = (1, 60, []) if options.quick else (3, 150, [])
+    seeds, steps, results = (1, 300, []) if options.quick else (3, 300, [])
     for seed in range(seeds):
         tokenizer = make_tokenizer()
         start = make_model(len(tokenizer), seed)

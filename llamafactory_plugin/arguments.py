@@ -11,6 +11,7 @@ from llamafactory_plugin.evaluation_arguments import EvaluationArguments, check_
 from llamafactory_plugin.experience_arguments import ExperienceArguments, check_experience_values
 from llamafactory_plugin.presets import needs_reference
 from llamafactory_plugin.reward_arguments import RewardArguments, check_reward_values
+from llamafactory_plugin.training_free_arguments import TrainingFreeArguments, check_training_free_values
 from trl_grpo_ext.presets import PRESETS
 
 OWN_PREFIXES = ("grpo_", "experience_")
@@ -23,7 +24,7 @@ def is_own_name(name: str) -> bool:
 
 
 @dataclass
-class GRPOArguments(RewardArguments, ExperienceArguments, EvaluationArguments):
+class GRPOArguments(RewardArguments, ExperienceArguments, TrainingFreeArguments, EvaluationArguments):
     r"""Arguments of `stage: grpo` (Group Relative Policy Optimization, arXiv 2402.03300)."""
 
     grpo_group_size: int = field(
@@ -91,6 +92,7 @@ class GRPOArguments(RewardArguments, ExperienceArguments, EvaluationArguments):
         self.parse_reward_arguments()
         self.parse_experience_arguments()
         self.parse_evaluation_arguments()
+        self.parse_training_free_arguments()
         self.grpo_config = parse_mapping("grpo_config", self.grpo_config)
         super().__post_init__()  # type: ignore[misc]
         if self.stage == "grpo":  # type: ignore[attr-defined]
@@ -170,6 +172,7 @@ def check_values(arguments: Any) -> None:
     check_reward_values(arguments)
     check_experience_values(arguments)
     check_evaluation_values(arguments)
+    check_training_free_values(arguments)
     for name in ("grpo_use_vllm", "grpo_normalize_advantages"):
         if not isinstance(getattr(arguments, name), (bool, type(None))):
             raise UsageError(f"{name} must be true or false, not {getattr(arguments, name)!r}.")

@@ -50,8 +50,19 @@ def check(rows: int, load_reward_model: bool = False) -> int:
     run = parse_run(tuner, read_args())
     if run.finetuning_args.stage != "grpo":
         raise UsageError(f"stage: `grpo-ext check` reads runs of stage grpo, not {run.finetuning_args.stage!r}.")
+    if run.finetuning_args.grpo_training_free:
+        from llamafactory_plugin.training_free import prepare_training_free
+
+        found = prepare_training_free(run)
+        print("\n" + "\n".join(found.lines))
+        return _probe(found, found.config.num_generations, rows, load_reward_model)
     prepared = prepare_run(run)
     print_run(prepared)
+    return _probe(prepared, prepared.plan.group_size, rows, load_reward_model)
+
+
+def _probe(prepared: Any, group_size: int, rows: int, load_reward_model: bool) -> int:
+    """Print what every reward gives to known answers; 1 when a reward is flagged."""
     sample = _sample(next(dataset for _, dataset in prepared.data.each()), rows)
     golds = [str(gold) for gold in sample.pop("solution", [])]
     if not golds:
@@ -62,7 +73,7 @@ def check(rows: int, load_reward_model: bool = False) -> int:
     reports, weights = [], []
     for reward, weight in _probed(prepared, load_reward_model):
         judged = not _is_label_free(reward)
-        reports.append(probe_reward(reward, prompts, golds, columns, prepared.plan.group_size, judged))
+        reports.append(probe_reward(reward, prompts, golds, columns, group_size, judged))
         weights.append(weight)
     return print_reports(reports, weights, len(golds))
 

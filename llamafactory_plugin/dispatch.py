@@ -32,9 +32,13 @@ def training_function(tuner: ModuleType, original: Callable[[dict[str, Any]], No
     show_usage_errors_in_one_line()
     if not is_grpo(explicit_arguments(config["args"], known_names(_argument_classes()))):
         return original(config)
+    run = parse_run(tuner, config["args"])
+    if run.finetuning_args.grpo_training_free:
+        from llamafactory_plugin.training_free import run_training_free
+
+        return run_training_free(run)
     from llamafactory_plugin.workflow import run_grpo
 
-    run = parse_run(tuner, config["args"])
     run_grpo(run, callbacks=[*config["callbacks"], *llamafactory_callbacks(tuner, run)])
     _leave_process_group()
 

@@ -18,19 +18,10 @@ PLUGIN = "llamafactory_plugin"
 
 # Feature folders of the library. They never import one another, but for what stands in MAY_USE, and that by the
 # folder's public name only.
-FEATURES = {
-    "losses",
-    "rewards",
-    "batching",
-    "experience",
-    "training_free",
-    "bitdelta",
-    "evaluation",
-    "health",
-    "report",
-    "cli",
-}
-MAY_USE = {"training_free": {"experience", "rewards"}, "cli": FEATURES - {"cli"}}
+FEATURES = {"losses", "rewards", "batching", "experience", "training_free", "bitdelta", "evaluation", "serving"}
+FEATURES |= {"cli", "gym", "health", "report"}
+MAY_USE = {"training_free": {"experience", "rewards"}, "serving": {"experience"}, "cli": FEATURES - {"cli"}}
+MAY_USE["gym"] = {"experience", "rewards", "training_free"}
 # Formulas and stores: testable, and usable, without TRL.
 PURE = {"advantages.py", "kl.py", "presets.py", "sampling.py", "self_certainty.py"}
 PURE_FOLDERS = {"losses"}

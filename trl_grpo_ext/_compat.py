@@ -10,7 +10,7 @@ from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
 from inspect import signature
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 from trl_grpo_ext._suggest import did_you_mean
@@ -93,6 +93,66 @@ def prepare_model(model: Model) -> Model:
     if not hasattr(model, "warnings_issued"):
         model.warnings_issued = {}  # type: ignore[attr-defined]
     return model
+
+
+def trainable_model(model: Any, model_init_kwargs: dict[str, Any] | None = None) -> Any:
+    """Return a model that the trainer can begin with: a loaded one prepared, a name where TRL can load it.
+
+    TRL 0.24 to 0.27 can't finish a model that they load by name (see `prepare_model`), so it is loaded here, as they do.
+    """
+    if not isinstance(model, str):
+        return prepare_model(model)
+    return model if trl_version() >= (0, 28) else prepare_model(_loaded_by_name(model, **(model_init_kwargs or {})))
+
+
+def _loaded_by_name(name: str, **model_init_kwargs: Any) -> Any:
+    transformers = import_module("transformers")
+    architecture = transformers.AutoConfig.from_pretrained(name).architectures[0]
+    return getattr(transformers, architecture).from_pretrained(name, **model_init_kwargs)
+
+
+@contextmanager
+def given_reference(ref_model: Any, policy: Any) -> Iterator[None]:
+    """Hand TRL's trainer `ref_model` where its constructor would load its reference by the policy's name.
+
+    TRL then does with it what it does with its own (dropout, its head, placement, synchronisation). None changes nothing.
+
+    Raises:
+        RuntimeError: the constructor did not load a reference.
+    """
+    if ref_model is None:
+        yield
+        return
+    module = import_module("trl.trainer.grpo_trainer")
+    policies = int(isinstance(policy, str) and trl_version() >= (0, 28))
+    asked: list[Any] = []
+
+    def load(name: Any, **model_init_kwargs: Any) -> Any:
+        asked.append(name)
+        return ref_model if len(asked) > policies else real(name, **model_init_kwargs)
+
+    replaced = _model_loaders(module, load)
+    before = {name: getattr(module, name) for name in replaced}
+    real: Any = before.get("create_model_from_path")
+    vars(module).update(replaced)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
+    if len(asked) != policies + 1:
+        raise RuntimeError(
+            f"ref_model: TRL {version('trl')} loaded {len(asked)} models by name, and not the reference."
+        )
+
+
+def _model_loaders(module: ModuleType, load: Any) -> dict[str, Any]:
+    """The names by which TRL's trainer loads models, with `load` in their place."""
+    if hasattr(module, "create_model_from_path"):
+        return {"create_model_from_path": load}
+    # TRL 0.24: getattr(transformers, AutoConfig.from_pretrained(name).architectures[0]).from_pretrained(name, ...)
+    config = SimpleNamespace(from_pretrained=lambda name: SimpleNamespace(architectures=["loader"]))
+    transformers = SimpleNamespace(loader=SimpleNamespace(from_pretrained=load))
+    return {"AutoConfig": config, "transformers": transformers}
 
 
 def grpo_config_fields() -> frozenset[str]:

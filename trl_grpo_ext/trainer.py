@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from trl_grpo_ext import off_policy, redraw, rescue, scoring, self_certainty_reward
-from trl_grpo_ext._compat import group_size, import_trl, logps_and_entropies, prepare_model, tokenize_prompts
+from trl_grpo_ext._compat import group_size, import_trl, logps_and_entropies, tokenize_prompts, trainable_model
 from trl_grpo_ext.batching import PutAttentionBack
 from trl_grpo_ext.callbacks import AdaptiveKLCallback, ClipScheduleCallback, CurriculumCallback
 from trl_grpo_ext.config import ExtendedGRPOConfig
@@ -86,8 +86,7 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
         self.is_rescuing = False
         self.regrouped_inputs: list[dict[str, Any]] | None = None
         self._loss_config: LossConfig | None = None
-        if not isinstance(model, str):
-            prepare_model(model)
+        model = trainable_model(model, args.model_init_kwargs)
         with loading_reference(args, self.loads_reference):
             super().__init__(model, reward_funcs, args, *rest, **kwargs)
         self.beta = args.beta

@@ -1,6 +1,7 @@
 """The forms against plain log-softmax on random ragged batches, and what happens where a form is not right."""
 
 import warnings
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 
 from tests.batching.models import ARCHITECTURES, SIZES, UNSUPPORTED, build, make, watched_gradients
 from tests.batching.test_same_gradients import assert_equal
-from trl_grpo_ext.batching import LogProbPasses, attention, passes, support
+from trl_grpo_ext.batching import LogProbPasses, attention, passes, shared_prompt, support
 from trl_grpo_ext.batching.head import chunked_statistics
+from trl_grpo_ext.batching.shared_prompt import shared_row
 from trl_grpo_ext.batching.token_statistics import token_statistics
 
-FORMS = ["shared_prompt", "chunked_logps"]
+# The form, and the share of the prompt up to which its suffixes are packed.
+FORMS = [("shared_prompt", 0.0), ("shared_prompt", 99.0), ("chunked_logps", 0.0)]
 MODELS = {kind: build(kind, sizes) for kind, sizes in ARCHITECTURES.items()}
 
 
@@ -47,19 +50,33 @@ def micro_batches(draw):
     return torch.cat([prompts, completions], dim=1) * mask, mask, keep
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "packed_share"), FORMS)
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @settings(max_examples=25, deadline=None)
 @given(batch=micro_batches(), temperature=st.sampled_from([0.7, 1.0]))
-def test_as_plain_log_softmax(kind, form, batch, temperature):
+def test_as_plain_log_softmax(kind, form, packed_share, batch, temperature):
     ids, mask, keep = batch
     model, counted = MODELS[kind], mask[:, -keep:].bool()
     forms = LogProbPasses(Accelerator(cpu=True), temperature, True, True, False)
-    logps, entropies = forms._one(form, model, ids, mask, keep, True)
+    with patch.object(shared_prompt, "PACKED_SHARE", packed_share):
+        logps, entropies = forms._one(form, model, ids, mask, keep, True)
     wanted = plain(model, ids, mask, keep, temperature)
     torch.testing.assert_close(logps[counted], wanted[0][counted], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(entropies[counted], wanted[1][counted], rtol=1e-4, atol=1e-4)
     assert not logps[~counted].any() and logps.isfinite().all()
+
+
+def test_which_suffixes_are_packed():
+    """Several of each prompt, the same number, short ones beside their prompt; in any order of the rows."""
+    prompts = torch.tensor([[5, 6, 7, 8, 9, 4], [5, 6, 7, 8, 9, 3]])[[0, 1, 0, 1]]
+
+    def order(rows, tokens):
+        ids = prompts[rows]
+        return shared_row(ids, torch.ones_like(ids), torch.zeros(len(rows), tokens, dtype=torch.long)).layout.order
+
+    assert order([0, 1, 2, 3], 1).tolist() in ([0, 2, 1, 3], [1, 3, 0, 2])
+    assert order([0, 1, 2, 3], 2) is None  # 2 suffixes of 2 tokens, 5 prompt tokens
+    assert order([0, 1, 2], 1) is None and order([0, 1], 1) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -262,6 +262,8 @@ class TestToTrl:
             "grpo_reward_in_process",
             "grpo_reward_network",
             "grpo_config",
+            "grpo_training_free",
+            "grpo_training_free_config",
             *experience.OWN_KEYS,
         }
 

@@ -29,7 +29,8 @@ EXTRAS = {
     "judge": {"openai"},
     "retrieval": {"sentence-transformers"},
     "reasoning-gym": {"reasoning-gym"},
-    "serve": set(),
+    "endpoint": {"httpx"},
+    "serve": {"fastapi", "httpx", "uvicorn"},
     "deepspeed": {"deepspeed"},
     "dev": set(),
 }

@@ -66,16 +66,12 @@ def shared_prompt_attention(
     if edge:
         mask = shared_layout.prefix_mask
         found.append(sdpa_attention_forward(module, *prompts, mask, is_causal=mask is None, **kwargs)[0])
-    suffixes = [_rows(part[:, :, edge:], len(shared_layout.owner)) for part in (query, key, value)]
-    keys, values = (
-        torch.cat([prompt[shared_layout.owner], suffix], dim=2)
-        for prompt, suffix in zip(prompts[1:], suffixes[1:], strict=True)
-    )
-    found.append(
-        sdpa_attention_forward(
-            module, suffixes[0], keys, values, shared_layout.suffix_mask, is_causal=False, **kwargs
-        )[0]
-    )
+    suffixes = [_suffixes(part[:, :, edge:], shared_layout) for part in (query, key, value)]
+    cached = prompts[1:] if shared_layout.order is not None else [part[shared_layout.owner] for part in prompts[1:]]
+    keys, values = (torch.cat(parts, dim=2) for parts in zip(cached, suffixes[1:], strict=True))
+    mask = shared_layout.suffix_mask
+    output = sdpa_attention_forward(module, suffixes[0], keys, values, mask, is_causal=False, **kwargs)[0]
+    found.append(_in_rows(output, shared_layout))
     return torch.cat([part.flatten(0, 1) for part in found])[None], None
 
 
@@ -83,3 +79,21 @@ def _rows(part: torch.Tensor, count: int) -> torch.Tensor:
     """(1, heads, count * length, size) to (count, heads, length, size)."""
     _, heads, tokens, size = part.shape
     return part.view(heads, count, tokens // count, size).transpose(0, 1)
+
+
+def _suffixes(part: torch.Tensor, layout: SharedLayout) -> torch.Tensor:
+    """(1, heads, R T, size) to (R, heads, T, size); of packed suffixes, (U, heads, n T, size)."""
+    rows = _rows(part, len(layout.owner))
+    if layout.order is None:
+        return rows
+    _, heads, _, size = rows.shape
+    grouped = rows[layout.order].view(layout.prompts, -1, heads, layout.length, size)
+    return grouped.transpose(1, 2).reshape(layout.prompts, heads, -1, size)
+
+
+def _in_rows(output: torch.Tensor, layout: SharedLayout) -> torch.Tensor:
+    """(U, n T, heads, size) of packed suffixes to (R, T, heads, size), in the order of the rows."""
+    if layout.order is None:
+        return output
+    rows = output.reshape(len(layout.owner), layout.length, *output.shape[2:])
+    return torch.empty_like(rows).index_copy(0, layout.order, rows)

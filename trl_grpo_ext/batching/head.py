@@ -12,8 +12,9 @@ from trl_grpo_ext.batching.token_statistics import token_statistics
 
 # Logits that are worked on at once: 64 MiB in float32. A chunk has at least one token.
 CHUNK_ELEMENTS = 2**24
-# Logits that are kept for the backward pass: 1 GiB in float32. To compute them again costs a third of the head's work.
-KEPT_ELEMENTS = 2**28
+# Logits that are kept for the backward pass: 2 GiB in float32, 1 in bfloat16. To compute them again costs a third of
+# the head's work.
+KEPT_ELEMENTS = 2**29
 
 Project = Callable[[torch.Tensor], torch.Tensor]
 

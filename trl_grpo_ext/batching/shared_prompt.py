@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+# Suffixes that are together at most this share of their prompt stand in one row, which reads the prompt's keys once;
+# longer ones are a row each, with a copy of the keys: on masked scores they would lose more than the copies cost.
+PACKED_SHARE = 0.5
+
 
 @dataclass(frozen=True)
 class SharedLayout:
@@ -22,7 +26,8 @@ class SharedLayout:
         owner: (R,), the prompt of each completion.
         length: tokens of each suffix, T.
         prefix_mask: (U, 1, P - 1, P - 1), bool: what a prompt token attends to; None where that is plain causal.
-        suffix_mask: (R or 1, 1, T, P - 1 + T), bool.
+        suffix_mask: (R or 1, 1, T, P - 1 + T), bool; for packed suffixes, n of each prompt, (U, 1, n T, P - 1 + n T).
+        order: (R,), the suffixes prompt by prompt, where they are packed; None where each is a row.
     """
 
     prompts: int
@@ -31,6 +36,7 @@ class SharedLayout:
     length: int
     prefix_mask: torch.Tensor | None
     suffix_mask: torch.Tensor
+    order: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,19 +71,31 @@ def shared_row(prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_i
     columns = torch.arange(prefix + length, device=device)
     ids = torch.cat([prompt_ids[first, :-1].flatten(), suffixes.flatten()])
     positions = torch.cat([columns[:prefix].repeat(len(first)), columns[prefix:].repeat(len(owner))])
-    masks = _masks(prompt_mask[first, :-1].bool(), owner, length)
-    return SharedRow(ids[None], positions[None], SharedLayout(len(first), prefix, owner, length, *masks))
+    order = _packed_order(owner, len(first), length, prefix)
+    masks = _masks(prompt_mask[first, :-1].bool(), owner, length, order)
+    return SharedRow(ids[None], positions[None], SharedLayout(len(first), prefix, owner, length, *masks, order))
 
 
-def _masks(real: torch.Tensor, owner: torch.Tensor, length: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+def _packed_order(owner: torch.Tensor, prompts: int, length: int, prefix: int) -> torch.Tensor | None:
+    each = len(owner) // prompts
+    even = bool((owner.bincount(minlength=prompts) == each).all())
+    return owner.argsort(stable=True) if even and each > 1 and each * length <= PACKED_SHARE * prefix else None
+
+
+def _masks(
+    real: torch.Tensor, owner: torch.Tensor, length: int, order: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor]:
     """The masks of a layout; `real` (U, P - 1) are the prompt tokens that are not padding."""
     prefix, device = real.shape[1], real.device
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    if order is not None:
+        causal = torch.block_diag(*[causal] * (len(owner) // len(real)))
     if bool(real.all()):
-        seen = torch.ones(length, prefix, dtype=torch.bool, device=device)
+        seen = torch.ones(len(causal), prefix, dtype=torch.bool, device=device)
         return None, torch.cat([seen, causal], dim=1)[None, None]
     own = torch.eye(prefix, dtype=torch.bool, device=device)
     # A padding token attends to itself: attention to nothing is NaN.
     within = (real[:, None, :] & torch.ones_like(own).tril()) | own
-    seen = real[owner][:, None, :].expand(-1, length, -1)
-    return within[:, None], torch.cat([seen, causal.expand(len(owner), -1, -1)], dim=-1)[:, None]
+    rows = real if order is not None else real[owner]
+    seen = rows[:, None, :].expand(-1, len(causal), -1)
+    return within[:, None], torch.cat([seen, causal.expand(len(rows), -1, -1)], dim=-1)[:, None]

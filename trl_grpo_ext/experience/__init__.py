@@ -24,7 +24,7 @@ from trl_grpo_ext.experience.errors import (
 )
 from trl_grpo_ext.experience.groups import RolloutGroup, group_advantages
 from trl_grpo_ext.experience.history import Difference, VersionInfo
-from trl_grpo_ext.experience.injection import inject
+from trl_grpo_ext.experience.injection import inject, prompt_text
 from trl_grpo_ext.experience.library import ExperienceLibrary
 from trl_grpo_ext.experience.prompting import few_shot_text, lessons_text
 from trl_grpo_ext.experience.records import Episode, Lesson
@@ -83,6 +83,7 @@ __all__ = [
     "gumbel_top_k",
     "inject",
     "lessons_text",
+    "prompt_text",
     "read_prompts",
     "write_distillation_rows",
 ]

@@ -88,14 +88,16 @@ class ExperienceLibrary(LibraryReading, LibraryUpkeep):
         with self._write(cause, step) as change:
             return writing.put_records(self._store, change, self.config, records, time.time() if now is None else now)
 
-    def reword(self, name: str, text: str, *, cause: str = "reword", step: int | None = None) -> None:
-        """Give a lesson another text; its id and usefulness stay.
+    def reword(
+        self, name: str, text: str, *, cause: str = "reword", step: int | None = None, timestamp: float | None = None
+    ) -> None:
+        """Give a lesson another text; its id and usefulness stay. `timestamp`: of the new text; now by default.
 
         Raises:
             KeyError: no such record.
             ExperienceError: an episode, or another lesson has this text.
         """
-        lesson = Lesson(text)
+        lesson = Lesson(text) if timestamp is None else Lesson(text, timestamp)
         with self._write(cause, step) as change:
             writing.reword(self._store, change, name, lesson)
 
