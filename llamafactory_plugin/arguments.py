@@ -1,10 +1,11 @@
-"""The `grpo_*`, `reward_*` and `experience_*` arguments: one dataclass, mixed into LLaMA-Factory's `FinetuningArguments`."""
+"""The `grpo_*`, `reward_*`, `experience_*` and `bitdelta*` arguments: one dataclass, mixed into LLaMA-Factory's `FinetuningArguments`."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 from llamafactory_plugin.argument_values import parse_mapping
+from llamafactory_plugin.bitdelta_arguments import BitDeltaArguments
 from llamafactory_plugin.checks import check_choice, check_number
 from llamafactory_plugin.errors import UsageError
 from llamafactory_plugin.experience_arguments import ExperienceArguments, check_experience_values
@@ -22,7 +23,7 @@ def is_own_name(name: str) -> bool:
 
 
 @dataclass
-class GRPOArguments(RewardArguments, ExperienceArguments):
+class GRPOArguments(RewardArguments, ExperienceArguments, BitDeltaArguments):
     r"""Arguments of `stage: grpo` (Group Relative Policy Optimization, arXiv 2402.03300)."""
 
     grpo_group_size: int = field(
@@ -89,6 +90,7 @@ class GRPOArguments(RewardArguments, ExperienceArguments):
         check_choice("stage", self.stage, stage_choices(type(self)))  # type: ignore[attr-defined]
         self.parse_reward_arguments()
         self.parse_experience_arguments()
+        self.check_bitdelta_values()
         self.grpo_config = parse_mapping("grpo_config", self.grpo_config)
         super().__post_init__()  # type: ignore[misc]
         if self.stage == "grpo":  # type: ignore[attr-defined]

@@ -6,8 +6,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from tests.bitdelta.conftest import save, tiny
-from trl_grpo_ext import import_trl, prepare_model
+from trl_grpo_ext import ExtendedGRPOConfig, ExtendedGRPOTrainer, import_trl, prepare_model
 from trl_grpo_ext.bitdelta import BitDeltaCallback, BitDeltaConfig, BitDeltaError, inspect
+from trl_grpo_ext.bitdelta.training import training_batches
 
 LOSSLESS = BitDeltaConfig(codec="lossless")
 
@@ -132,3 +133,49 @@ def test_grpo_fits_scales_to_its_own_prompts(chat, base, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "bitdelta")
     assert type(loaded) is type(trainer.model)
     assert AutoTokenizer.from_pretrained(tmp_path / "bitdelta").eos_token == "<eos>"
+
+
+def test_supervised_rows_are_what_scales_are_fitted_to(base, tmp_path):
+    callback = BitDeltaCallback()
+    train(base, tmp_path, callback)
+    assert callback.failure is None
+    assert set(callback.report.summary()["fits"]) == {"activation"}
+
+
+def test_rows_that_scales_are_fitted_to(base, tmp_path):
+    trainer = train(base, tmp_path, None)
+    (batch,) = training_batches(trainer)
+    assert batch["input_ids"].tolist() == [row["input_ids"] for row in trainer.train_dataset]
+    trainer.train_dataset = [{"input_ids": [1, 2]}, {"input_ids": [3]}]
+    (batch,) = training_batches(trainer)
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    for unknown in (None, iter([]), [], [{"text": "1"}], [{"input_ids": [1], "images": ["one"]}], [torch.ones(2)]):
+        trainer.train_dataset = unknown
+        assert training_batches(trainer) == []
+
+
+def test_our_trainer_compresses_what_it_has_now(base, tmp_path):
+    """Also before training: a delta of nothing."""
+    peft = pytest.importorskip("peft")
+    settings = {"num_generations": 2, "per_device_train_batch_size": 2, "max_completion_length": 4, "max_steps": 1}
+    settings |= {"learning_rate": 1e-2, "report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+    options = {
+        "args": ExtendedGRPOConfig(output_dir=str(tmp_path / "run"), save_strategy="no", **settings),
+        "reward_funcs": lambda completions, **_: [float(index % 2) for index in range(len(completions))],
+        "train_dataset": Dataset.from_list([{"prompt": f"{number} 3 5"} for number in range(8)]),
+        "processing_class": AutoTokenizer.from_pretrained(base),
+    }
+    trainer = ExtendedGRPOTrainer(model=AutoModelForCausalLM.from_pretrained(base), **options)
+    assert trainer.compress_deltas().summary()["codecs"] == {"none": len(trainer.model.state_dict())}
+    trainer.train()
+    config = BitDeltaConfig(bits=1, group_size=128, safety_threshold=0.6)
+    report = trainer.compress_deltas(config)
+    assert report.table.settings == config.to_dict() and "activation" in report.summary()["fits"]
+    assert trainer.compress_deltas(LOSSLESS, tmp_path / "exact").lossless
+    assert same(tmp_path / "exact", trainer.model)
+    assert [folder.name for folder in (tmp_path / "run").iterdir()] == ["bitdelta"]
+    with pytest.raises(BitDeltaError, match="is no folder here"):
+        trainer.compress_deltas(base=tmp_path / "nowhere")
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(task_type="CAUSAL_LM"))
+    with pytest.raises(BitDeltaError, match="The adapter is kept; no delta is made"):
+        ExtendedGRPOTrainer(model=adapted, **options).compress_deltas()

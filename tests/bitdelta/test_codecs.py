@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trl_grpo_ext.bitdelta.codecs import Encoded, decode, encoded_signs, layout
 from trl_grpo_ext.bitdelta.errors import DamagedDeltaError
-from trl_grpo_ext.bitdelta.packing import pack_bits, unpack_bits, unpack_signs
+from trl_grpo_ext.bitdelta.packing import SignPacker, SignUnpacker, unpack_signs
 from trl_grpo_ext.bitdelta.signs import sign_code
 from trl_grpo_ext.bitdelta.sparse import SparseCode, sparse_code, sparse_decode
 
@@ -28,18 +28,24 @@ def normal(shape, seed, size=1.0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * size
 
 
+def packed_signs(values):
+    out = torch.empty(len(values), math.ceil(values.shape[1] / 8), dtype=torch.uint8)
+    SignPacker(*values.shape).pack(values, out)
+    return out
+
+
 @settings(max_examples=60, deadline=None)
 @given(SIDES, st.integers(1, 70), SEEDS)
 def test_bits_survive_packing(rows, columns, seed):
-    bits = normal((rows, columns), seed) > 0
-    packed = pack_bits(bits)
-    assert packed.shape == (rows, math.ceil(columns / 8))
-    assert torch.equal(unpack_bits(packed, columns), bits)
-    assert torch.equal(unpack_signs(packed, columns) > 0, bits)
+    values = normal((rows, columns), seed)
+    packed = packed_signs(values)
+    wanted = torch.where(values >= 0, 1.0, -1.0)
+    assert torch.equal(SignUnpacker(rows + 1, columns).unpack(packed), wanted)
+    assert torch.equal(unpack_signs(packed, columns), wanted)
 
 
 def test_bits_are_little_endian():
-    assert pack_bits(torch.tensor([[True, False, False, True] + [False] * 5 + [True]])).tolist() == [[9, 2]]
+    assert packed_signs(torch.tensor([[1.0, -1.0, -1.0, 0.0] + [-1.0] * 5 + [1.0]])).tolist() == [[9, 2]]
 
 
 @settings(max_examples=60, deadline=None)

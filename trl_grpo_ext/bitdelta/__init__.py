@@ -23,12 +23,16 @@ from trl_grpo_ext.bitdelta.report import DeltaReport
 
 if TYPE_CHECKING:
     from trl_grpo_ext.bitdelta.callback import BitDeltaCallback
+    from trl_grpo_ext.bitdelta.distillation import distill
+    from trl_grpo_ext.bitdelta.serving import DeltaModel
+    from trl_grpo_ext.bitdelta.training import compress_trained
 
 __all__ = [
     "BitDeltaCallback",
     "BitDeltaConfig",
     "BitDeltaError",
     "DamagedDeltaError",
+    "DeltaModel",
     "DeltaReport",
     "Gate",
     "TensorError",
@@ -36,6 +40,8 @@ __all__ = [
     "apply",
     "collect_inputs",
     "compress",
+    "compress_trained",
+    "distill",
     "export",
     "inspect",
     "verify",
@@ -44,10 +50,18 @@ __all__ = [
 register()
 
 
+_LATER = {
+    "BitDeltaCallback": "callback",
+    "DeltaModel": "serving",
+    "distill": "distillation",
+    "compress_trained": "training",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name != "BitDeltaCallback":
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module("trl_grpo_ext.bitdelta.callback").BitDeltaCallback
+    return getattr(import_module(f"trl_grpo_ext.bitdelta.{_LATER[name]}"), name)
 
 
 def __dir__() -> list[str]:

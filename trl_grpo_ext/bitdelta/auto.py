@@ -96,15 +96,15 @@ class BitDeltaForCausalLM:
         dtype = _wanted_dtype(kwargs, config, inner)
         state = dict(tensors(delta, open_base(delta, base), dtype))
         if dtype is not None:
-            kwargs["torch_dtype" if _old_dtype_name() else "dtype"] = dtype
+            kwargs[dtype_argument()] = dtype
         model = _model_class(inner).from_pretrained(None, *args, config=inner, state_dict=state, **kwargs)
         model.config._name_or_path = str(path)
         return model
 
 
-def _old_dtype_name() -> bool:
-    """Whether transformers still calls it torch_dtype alone (before 4.56)."""
-    return not hasattr(PretrainedConfig(), "dtype")
+def dtype_argument() -> str:
+    """Return what `from_pretrained` calls the dtype: transformers before 4.56 knows torch_dtype alone."""
+    return "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
 
 
 def _inner_config(config: Any) -> Any:
@@ -128,4 +128,4 @@ def register() -> None:
     AutoModelForCausalLM.register(BitDeltaModelConfig, BitDeltaForCausalLM, exist_ok=True)
 
 
-__all__ = ["BitDeltaForCausalLM", "BitDeltaModelConfig", "is_delta", "register"]
+__all__ = ["BitDeltaForCausalLM", "BitDeltaModelConfig", "dtype_argument", "is_delta", "register"]

@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from trl_grpo_ext._attach import calling_trainer
-from trl_grpo_ext.bitdelta.calibration import collect_inputs, prompt_batches
 from trl_grpo_ext.bitdelta.compress import compress
 from trl_grpo_ext.bitdelta.config import BitDeltaConfig
 from trl_grpo_ext.bitdelta.errors import BitDeltaError
 from trl_grpo_ext.bitdelta.report import DeltaReport
 from trl_grpo_ext.bitdelta.sources import open_source
+from trl_grpo_ext.bitdelta.training import ADAPTER, FOLDER, SOURCE, recorded_base, training_inputs
+
+logger = logging.get_logger(__name__)
 
 MOMENTS = ("train_end", "save", "both")
-FOLDER = "bitdelta"
-PROMPTS = 32
 
 
 class BitDeltaCallback(TrainerCallback):
@@ -36,8 +36,9 @@ class BitDeltaCallback(TrainerCallback):
         config: how to compress.
         base: what the run started from; by default the model's own `name_or_path`.
         on: "train_end" writes `output_dir/bitdelta`, "save" `checkpoint-N/bitdelta`, "both" both.
-        prompts: texts that scales are fitted to, with a forward pass of the live model; by default prompts of the
-            training data where it has a column "prompt" (GRPO). Sharded models (ZeRO-3, FSDP) keep mean scales.
+        prompts: texts that scales are fitted to, with a forward pass of the live model; by default rows of the
+            training data, by its column `prompt` (GRPO) or `input_ids` (supervised stages). Sharded models (ZeRO-3,
+            FSDP) keep mean scales.
 
     Attributes:
         report: what the last compression chose; None before it.
@@ -61,24 +62,19 @@ class BitDeltaCallback(TrainerCallback):
         self.report: DeltaReport | None = None
         self.failure: str | None = None
         self._trainer: Any = None
+        self._start: str | os.PathLike[str] = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Find the trainer, and refuse a base that can't be read before an hour of training."""
         self._trainer = None
         if hasattr(model, "peft_config"):
-            warnings.warn(
-                "BitDeltaCallback: this run trains an adapter, which is exact and smaller than any delta of the model "
-                "it adapts. The adapter is kept; no delta is made.",
-                stacklevel=2,
-            )
+            warnings.warn(f"BitDeltaCallback: {ADAPTER}", stacklevel=2)
             return
         self._trainer = calling_trainer()
         if self._trainer is None:
             raise RuntimeError("BitDeltaCallback found no trainer among its callers.")
-        self.base = self.base or getattr(getattr(model, "config", None), "_name_or_path", "")
-        if not self.base:
-            raise BitDeltaError("BitDeltaCallback: the model was not loaded from a checkpoint; give base.")
-        open_source(self.base)
+        self._start = self.base if self.base is not None else recorded_base(model)
+        open_source(self._start)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compress the checkpoint that was just saved."""
@@ -97,7 +93,7 @@ class BitDeltaCallback(TrainerCallback):
             self._compress(checkpoint, Path(args.output_dir) / FOLDER, state)
             return
         # All ranks take part in saving.
-        saved = Path(args.output_dir) / "bitdelta-source"
+        saved = Path(args.output_dir) / SOURCE
         self._trainer.save_model(str(saved))
         self._compress(saved, Path(args.output_dir) / FOLDER, state)
         if state.is_world_process_zero:
@@ -107,32 +103,11 @@ class BitDeltaCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         try:
-            assert self.base is not None
-            inputs = self._inputs()
-            self.report = compress(self.base, checkpoint, target, self.config, inputs=inputs, overwrite=True)
-            self.failure = None
+            inputs = training_inputs(self._trainer, self.config, self.prompts)
+            self.report = compress(self._start, checkpoint, target, self.config, inputs=inputs, overwrite=True)
         except (BitDeltaError, OSError, ValueError) as error:
             self.failure = str(error)
             warnings.warn(f"BitDeltaCallback: no delta of {checkpoint}: {error}", stacklevel=2)
-
-    def _inputs(self) -> dict[str, Tensor]:
-        trainer = self._trainer
-        if self.config.fit == "mean" or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-            return {}
-        prompts = self.prompts if self.prompts is not None else dataset_prompts(trainer)
-        if not prompts:
-            return {}
-        batches = prompt_batches(trainer.processing_class, prompts)
-        return collect_inputs(trainer.accelerator.unwrap_model(trainer.model), batches)
-
-
-def dataset_prompts(trainer: Any, count: int = PROMPTS) -> list[str]:
-    """Return prompts of a trainer's data, evenly spaced; none where it has no column "prompt" that is text or chat."""
-    data, tokenizer = getattr(trainer, "train_dataset", None), trainer.processing_class
-    if data is None or not hasattr(data, "__len__") or "prompt" not in (getattr(data, "column_names", None) or ()):
-        return []
-    step = max(1, len(data) // count)
-    rows = [data[place]["prompt"] for place in range(0, len(data), step)][:count]
-    if rows and isinstance(rows[0], list):
-        rows = [tokenizer.apply_chat_template(row, tokenize=False, add_generation_prompt=True) for row in rows]
-    return [row for row in rows if isinstance(row, str) and row]
+            return
+        self.failure = None
+        logger.info(f"{target}: {self.report.text()}")

@@ -91,6 +91,8 @@ def layout(
             return {"data": (torch.uint8, [FREE]), "lengths": (torch.int64, [blocks_of(prod(shape)), 4])}
         if codec not in LOSSY:
             raise DamagedDeltaError(f"there is no codec {codec!r}")
+        if len(shape) < 2 or not prod(shape):
+            raise DamagedDeltaError(f"codec {codec} is for matrices, not for the shape {shape}")
         signs = {} if codec == "low_rank" else _sign_layout(params, rows, columns)
         return signs if codec == "sign" else signs | _factors(params, rows, columns)
     except (KeyError, TypeError) as error:
@@ -129,7 +131,7 @@ def decode(item: Encoded, base: Tensor | None, shape: list[int], dtype: torch.dt
     if item.codec != "rows" and list(base.shape) != shape:
         raise DamagedDeltaError(f"its shape {shape} is not the base's {list(base.shape)}")
     if item.codec in LOSSY:
-        return _add_delta(item, base, out)
+        return add_delta(item, base, torch.empty(shape, dtype=out, device=base.device))
     reference = as_base(base, dtype)
     if item.codec == "none":
         return reference.to(out)
@@ -137,6 +139,25 @@ def decode(item: Encoded, base: Tensor | None, shape: list[int], dtype: torch.dt
         return _replace_rows(item, reference, shape).to(out)
     code = SparseCode(item.parts["data"], item.parts["lengths"])
     return sparse_decode(code, reference.reshape(-1)).view(shape).to(out)
+
+
+def add_delta(item: Encoded, base: Tensor, result: Tensor) -> Tensor:
+    """Write base + delta of a lossy code to a contiguous tensor of the base's shape, tile by tile, and return it."""
+    plane, target = matrix(base), matrix(result)
+    rows, columns = plane.shape
+    step = min(tile_rows(columns), max(rows, 1))
+    code = sign_code_of(item, columns).reader(step) if "sign" in item.parts else None
+    right = item.parts["b"].float() if "b" in item.parts else None
+    wide = torch.empty(step, columns, device=plane.device)
+    for start in range(0, rows, step):
+        end = min(start + step, rows)
+        total = wide[: end - start].copy_(plane[start:end])
+        if code is not None:
+            total = code.add(total, start)
+        if right is not None:
+            total = torch.addmm(total, item.parts["a"][start:end].float(), right)
+        target[start:end] = total
+    return result
 
 
 def _replace_rows(item: Encoded, base: Tensor, shape: list[int]) -> Tensor:
@@ -170,25 +191,6 @@ def check_rows(index: Tensor, value: Tensor, rows: int, base_rows: int) -> None:
 def sign_code_of(item: Encoded, columns: int) -> SignCode:
     """Return the sign code among the parts."""
     return SignCode(item.parts["sign"], item.parts["scale"], columns, item.params["group"])
-
-
-def _add_delta(item: Encoded, base: Tensor, out: torch.dtype) -> Tensor:
-    """Return base + delta, tile by tile, in the dtype asked for."""
-    plane = matrix(base)
-    rows, columns = plane.shape
-    result = torch.empty(plane.shape, dtype=out, device=plane.device)
-    code = sign_code_of(item, columns) if "sign" in item.parts else None
-    right = item.parts["b"].float() if "b" in item.parts else None
-    step = tile_rows(columns)
-    for start in range(0, rows, step):
-        end = min(start + step, rows)
-        total = plane[start:end].float()
-        if code is not None:
-            total = code.tile(start, end - start).add_(total)
-        if right is not None:
-            total = torch.addmm(total, item.parts["a"][start:end].float(), right)
-        result[start:end] = total
-    return result.view(base.shape)
 
 
 def check_values(item: Encoded, shape: list[int], base_rows: int | None) -> None:

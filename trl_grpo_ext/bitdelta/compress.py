@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,28 +12,16 @@ from torch import Tensor
 
 from trl_grpo_ext.bitdelta.calibration import prompt_inputs
 from trl_grpo_ext.bitdelta.config import BitDeltaConfig
+from trl_grpo_ext.bitdelta.delta_folder import write_parts, write_report, write_rest
 from trl_grpo_ext.bitdelta.errors import BitDeltaError, TensorError
 from trl_grpo_ext.bitdelta.fingerprint import checksum, digest, fingerprint
 from trl_grpo_ext.bitdelta.gate import Gate
 from trl_grpo_ext.bitdelta.headers import NAMES
 from trl_grpo_ext.bitdelta.ladder import Choice, Ladder
-from trl_grpo_ext.bitdelta.report import DeltaReport, model_card
+from trl_grpo_ext.bitdelta.report import DeltaReport
 from trl_grpo_ext.bitdelta.sources import Checkpoint, Source, open_source
-from trl_grpo_ext.bitdelta.table import CONFIG_FILE, STEM, Entry, Table
-from trl_grpo_ext.bitdelta.writing import (
-    Spool,
-    check_target,
-    new_folder,
-    shard_names,
-    shards,
-    write_safetensors,
-)
-
-# Beside the weights: what a tokenizer and generation need, and nothing that a training run leaves.
-COPIED = tuple(
-    "generation_config.json tokenizer vocab merges.txt special_tokens_map.json added_tokens.json chat_template "
-    "preprocessor_config.json processor_config.json spiece.model".split()
-)
+from trl_grpo_ext.bitdelta.table import Entry, Table
+from trl_grpo_ext.bitdelta.writing import Spool, check_target, new_folder
 
 
 def compress(
@@ -91,11 +77,11 @@ def compress(
         try:
             table = _encode_all(first, second, spool, Ladder(settings), inputs or {})
             table.quality = dict(quality or {})
-            _write(work, table, spool, settings.shard_size)
+            write_parts(work, table, spool, settings.shard_size)
         finally:
             spool.close()
         report = DeltaReport(table)
-        _write_rest(work, report, second)
+        write_rest(work, report, second.folder)
     return report
 
 
@@ -120,7 +106,7 @@ def _compress_gated(
         if not quality["passed"]:
             raise BitDeltaError(f"{target}: the behaviour gate refuses it: {gate.message(quality)}. Nothing was kept.")
         report.table.quality |= {"gate": quality}
-        _write_report(inner, report)
+        write_report(inner, report)
         for file in list(inner.iterdir()):
             file.rename(work / file.name)
         inner.rmdir()
@@ -182,49 +168,3 @@ def _spool(name: str, choice: Choice, entry: Entry, spool: Spool) -> None:
     for part, tensor in choice.item.parts.items():
         spool.add(f"{name}.{part}", tensor)
         entry.parts[part] = digest(tensor)
-
-
-def _write(work: Path, table: Table, spool: Spool, shard_size: int) -> None:
-    groups, owners = [], []
-    for name, entry in table.tensors.items():
-        if entry.parts:
-            groups.append([spool.plan[f"{name}.{part}"] for part in entry.parts])
-            owners.append((entry, groups[-1][0]))
-    found = shards(groups, shard_size)
-    files = dict(zip(shard_names(STEM, len(found)), found, strict=True)) if groups else {}
-    where = {item: file for file, plan in files.items() for item in plan}
-    for entry, item in owners:
-        entry.file = where[item]
-    for file, plan in files.items():
-        write_safetensors(work / file, plan, spool.copy)
-
-
-def _write_rest(work: Path, report: DeltaReport, finetuned: Source) -> None:
-    table = report.table
-    model = {
-        "model_type": "bitdelta",
-        "architectures": table.model_config.get("architectures"),
-        "base_model_name_or_path": table.base["id"],
-        "base_revision": table.base["revision"],
-        "model_config": table.model_config,
-    }
-    _write_report(work, report)
-    (work / "config.json").write_text(json.dumps(model, indent=2) + "\n", encoding="utf-8")
-    if finetuned.folder is not None:
-        copy_beside(finetuned.folder, work)
-
-
-def _write_report(work: Path, report: DeltaReport) -> None:
-    text = json.dumps(report.table.to_json(), indent=1, allow_nan=False)
-    (work / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-    (work / "README.md").write_text(model_card(report), encoding="utf-8")
-
-
-def copy_beside(folder: Path, target: Path) -> None:
-    """Copy the tokenizer's and the generation's files."""
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.name.startswith(COPIED):
-            try:
-                shutil.copyfile(file, target / file.name)
-            except shutil.SameFileError as error:
-                raise BitDeltaError(f"{target} is the checkpoint itself.") from error

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
 from trl_grpo_ext.bitdelta.codecs import Encoded, as_base
 from trl_grpo_ext.bitdelta.errors import TensorError
 from trl_grpo_ext.bitdelta.sparse import estimated_bytes, sparse_code
+
+# Weights compared at a time: what a core's cache holds of both sides.
+COMPARED = 1 << 18
 
 
 @dataclass
@@ -62,24 +66,37 @@ def check_finite(name: str, side: str, tensor: Tensor) -> None:
             )
 
 
-def other_bits(first: Tensor, second: Tensor) -> Tensor:
-    """Return which weights have other bits; both of one dtype."""
+def _bits(tensor: Tensor) -> numpy.ndarray:
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    kind = kinds[first.element_size()]
-    return first.view(kind) != second.view(kind)
+    return tensor.view(kinds[tensor.element_size()]).numpy()
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors of one dtype and shape have the same bits."""
+    return bool((_bits(first.reshape(-1)) == _bits(second.reshape(-1))).all())
+
+
+def different_places(first: Tensor, second: Tensor) -> Tensor:
+    """Return where two tensors of one dtype and shape have other bits, int32 or int64 places in the flat tensor [n]."""
+    places = numpy.flatnonzero(_bits(first.reshape(-1)) != _bits(second.reshape(-1)))
+    return torch.from_numpy(places.astype(numpy.int32) if first.numel() < 1 << 31 else places)
 
 
 def changed_rows(base: Tensor, tuned: Tensor) -> tuple[int, Tensor]:
     """Return how many weights have other bits, and which rows [n] hold them; both [rows, ...] of one dtype."""
+    if not tuned.numel():
+        return 0, torch.empty(0, dtype=torch.int64)
     count, rows = 0, []
-    flat, other = base.reshape(len(base), -1), tuned.reshape(len(tuned), -1)
-    step = max(1, (1 << 18) // max(flat.shape[1], 1))
-    for start in range(0, len(flat), step):
-        # float64 counts exactly, and is summed faster than bool.
-        different = other_bits(flat[start : start + step], other[start : start + step]).double().sum(1)
-        count += int(different.sum())
-        rows.append(different.nonzero().flatten() + start)
-    return count, torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+    first, second = (_bits(tensor.reshape(len(tensor), -1)) for tensor in (base, tuned))
+    step = max(1, COMPARED // max(first.shape[1], 1))
+    # numpy compares and counts several times faster than torch does.
+    buffer = numpy.empty((min(step, len(first)), first.shape[1]), dtype=bool)
+    for start in range(0, len(first), step):
+        part = second[start : start + step]
+        different = numpy.not_equal(first[start : start + step], part, out=buffer[: len(part)])
+        count += int(numpy.count_nonzero(different))
+        rows.append(numpy.flatnonzero(different.any(1)) + start)
+    return count, torch.from_numpy(numpy.concatenate(rows))
 
 
 def unchanged() -> Choice:

@@ -24,7 +24,7 @@ def apply_in_place(model: nn.Module, delta: Delta) -> nn.Module:
     held = dict(model.state_dict(keep_vars=True))
     # A checkpoint leaves tied tensors out, and the model has them under every name.
     source = _InMemory(held)
-    _check_in_place(delta, held)
+    check_in_place(delta, held)
     for name in delta.tensors:
         # Everything is checked before the first weight changes.
         delta.encoded(name)
@@ -36,7 +36,13 @@ def apply_in_place(model: nn.Module, delta: Delta) -> nn.Module:
     return model
 
 
-def _check_in_place(delta: Delta, held: Mapping[str, Any]) -> None:
+def check_in_place(delta: Delta, held: Mapping[str, Any]) -> None:
+    """Check that a model in memory can hold every tensor of a delta, in place.
+
+    Raises:
+        WrongBaseError: it has other tensors, or holds them in another dtype.
+        BitDeltaError: the delta changes a shape.
+    """
     for name, entry in delta.tensors.items():
         if name not in held:
             raise WrongBaseError(f"{name}: the model has no such tensor. Load the delta with from_pretrained instead.")

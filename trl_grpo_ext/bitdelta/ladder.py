@@ -21,9 +21,9 @@ from trl_grpo_ext.bitdelta.exact import (
     changed_rows,
     check_finite,
     exact_attempts,
-    other_bits,
     other_shape,
     raw,
+    same_bits,
     unchanged,
 )
 from trl_grpo_ext.bitdelta.low_rank import low_rank_factors, may_be_low_rank
@@ -67,8 +67,7 @@ class Ladder:
             return other_shape(base, tuned)
         reference = as_base(base, tuned.dtype)
         if tuned.ndim == 0:
-            same = not bool(other_bits(reference.reshape(1), tuned.reshape(1)))
-            return unchanged() if same else raw(tuned, "a single number")
+            return unchanged() if same_bits(reference, tuned) else raw(tuned, "a single number")
         count, rows = changed_rows(reference, tuned)
         return self._changed(name, base, tuned, inputs, count, rows) if count else unchanged()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trl_grpo_ext.bitdelta.codecs import LOSSY
-from trl_grpo_ext.bitdelta.compress import copy_beside
+from trl_grpo_ext.bitdelta.delta_folder import copy_beside
 from trl_grpo_ext.bitdelta.errors import BitDeltaError
 from trl_grpo_ext.bitdelta.headers import DTYPES, NAMES
 from trl_grpo_ext.bitdelta.in_place import apply_in_place

@@ -37,11 +37,16 @@ def group_sizes(columns: int, group: int, device: torch.device | None = None) ->
 
 def mean_scales(delta: Tensor, group: int) -> Tensor:
     """Return mean|delta| of each group, float32 [rows, groups]; delta [rows, columns], float32."""
-    columns = delta.shape[-1]
+    return mean_magnitudes(delta.abs(), group)
+
+
+def mean_magnitudes(magnitudes: Tensor, group: int) -> Tensor:
+    """Return the mean of each group, float32 [rows, groups]; magnitudes [rows, columns], float32."""
+    columns = magnitudes.shape[-1]
     if group >= columns:
-        return delta.abs().sum(-1, keepdim=True).div_(columns)
-    norms = grouped(delta, group).abs().sum(-1)
-    return norms.div_(group_sizes(columns, group, delta.device))
+        return magnitudes.sum(-1, keepdim=True).div_(columns)
+    norms = grouped(magnitudes, group).sum(-1)
+    return norms.div_(group_sizes(columns, group, magnitudes.device))
 
 
 def explained(scales: Tensor, columns: int, group: int) -> float:

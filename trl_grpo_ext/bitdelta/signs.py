@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trl_grpo_ext.bitdelta.packing import SignPacker, packed_width, unpack_signs
-from trl_grpo_ext.bitdelta.scales import explained, group_count, mean_scales, normal_equations, solve_scales
+from trl_grpo_ext.bitdelta.packing import SignPacker, SignUnpacker, packed_width, unpack_signs
+from trl_grpo_ext.bitdelta.scales import explained, group_count, mean_magnitudes, normal_equations, solve_scales
 
-# A tile of fp32 weights that stays in a core's cache.
+# A tile of fp32 weights that stays in a core's cache, beside its buffers.
 TILE = 1 << 18
 
 
@@ -56,26 +56,59 @@ class SignCode:
 
     def tile(self, start: int, rows: int) -> Tensor:
         """Return rows of the coded delta, float32 [rows, columns]."""
-        total: Tensor | None = None
-        for mask in range(self.signs.shape[0]):
-            part = unpack_signs(self.signs[mask, start : start + rows], self.columns)
-            part = self._scaled(part, self._scale(mask, start, rows))
-            total = part if total is None else total.add_(part)
-        assert total is not None
+        return self.reader(rows).tile(start, rows)
+
+    def reader(self, rows: int) -> SignReader:
+        """Return a reader of tiles of at most this many rows, with buffers that it uses again."""
+        return SignReader(self, rows)
+
+    def scale(self, mask: int, start: int, rows: int) -> Tensor:
+        """Return what multiplies the signs of a tile, float32 [], [rows, 1] or [rows, groups]."""
+        scale = self.scales[mask].float() if self.scales.ndim == 1 else self.scales[mask, start : start + rows].float()
+        return scale if scale.ndim == 0 else scale.reshape(rows, -1)
+
+
+class SignReader:
+    """Gives the tiles of a coded delta, in buffers that it uses again.
+
+    Args:
+        code: the code.
+        rows: most rows of a tile.
+    """
+
+    def __init__(self, code: SignCode, rows: int) -> None:
+        self._code = code
+        self._unpacker = SignUnpacker(rows, code.columns) if code.signs.device.type == "cpu" else None
+        self._total = torch.empty(rows, code.columns, device=code.signs.device)
+
+    def tile(self, start: int, rows: int) -> Tensor:
+        """Return rows of the coded delta, float32 [rows, columns]; the next call overwrites them."""
+        total = self._total[:rows].zero_()
+        for mask in range(self._code.signs.shape[0]):
+            self._add_mask(total, total, mask, start)
         return total
 
-    def _scale(self, mask: int, start: int, rows: int) -> Tensor:
-        scale = self.scales[mask].float()
-        if scale.ndim == 0:
-            return scale
-        return scale[start : start + rows].reshape(rows, -1)
+    def add(self, base: Tensor, start: int) -> Tensor:
+        """Return base [rows, columns], float32, plus these rows of the delta; the next call overwrites them."""
+        total = self._total[: len(base)]
+        if self._code.signs.shape[0] == 1:
+            return self._add_mask(base, total, 0, start)
+        return self.tile(start, len(base)).add_(base)
 
-    def _scaled(self, signs: Tensor, scale: Tensor) -> Tensor:
+    def _add_mask(self, base: Tensor, out: Tensor, mask: int, start: int) -> Tensor:
+        """Write base + scale * signs to `out`; in one pass over the tile, for the passes are what it costs."""
+        rows, code = len(base), self._code
+        packed = code.signs[mask, start : start + rows]
+        signs = unpack_signs(packed, code.columns) if self._unpacker is None else self._unpacker.unpack(packed)
+        scale = code.scale(mask, start, rows)
         if scale.ndim == 0 or scale.shape[1] == 1:
-            return signs.mul_(scale)
-        if self.columns % self.group == 0 and signs.is_contiguous():
-            return signs.view(len(signs), -1, self.group).mul_(scale[:, :, None]).flatten(1)
-        return signs * scale.repeat_interleave(self.group, 1)[:, : self.columns]
+            return torch.addcmul(base, signs, scale, out=out)
+        if code.columns % code.group:
+            wide = scale.repeat_interleave(code.group, 1)[:, : code.columns]
+            return torch.addcmul(base, signs, wide, out=out)
+        shape = (rows, -1, code.group)
+        torch.addcmul(base.view(shape), signs.view(shape), scale[:, :, None], out=out.view(shape))
+        return out
 
 
 def sign_code(base: Tensor, tuned: Tensor, masks: int, scale: str, group_size: int | None) -> SignCode:
@@ -94,15 +127,18 @@ def sign_code(base: Tensor, tuned: Tensor, masks: int, scale: str, group_size: i
     energy = taken = 0.0
     for mask in range(masks):
         means = torch.empty(rows, group_count(columns, group))
-        before = SignCode(signs[:mask], torch.stack(found), columns, group) if mask else None
+        before = (
+            SignCode(signs[:mask], torch.stack(found), columns, group).reader(tile_rows(columns)) if mask else None
+        )
         for start, delta in delta_tiles(base, tuned):
             end = start + len(delta)
             if before is None:
                 energy += float(torch.dot(delta.view(-1), delta.view(-1)))
             else:
-                delta = delta - before.tile(start, len(delta))
+                delta.sub_(before.tile(start, len(delta)))
             packer.pack(delta, signs[mask, start:end])
-            means[start:end] = mean_scales(delta, group)
+            # Packed and measured already, the tile is not needed any more.
+            means[start:end] = mean_magnitudes(delta.abs_(), group)
         # Rounding a scale by e costs n e^2 of it, which is nothing.
         taken += _taken(means.double().mean() if scale == "matrix" else means, rows, columns, group)
         found.append(_stored(means, scale))
