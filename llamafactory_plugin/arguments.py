@@ -1,10 +1,11 @@
-"""The `grpo_*`, `reward_*` and `experience_*` arguments: one dataclass, mixed into LLaMA-Factory's `FinetuningArguments`."""
+"""The `grpo_*`, `reward_*`, `experience_*` and `bitdelta*` arguments: one dataclass, mixed into LLaMA-Factory's `FinetuningArguments`."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 from llamafactory_plugin.argument_values import parse_mapping
+from llamafactory_plugin.bitdelta_arguments import BitDeltaArguments
 from llamafactory_plugin.checks import check_choice, check_number
 from llamafactory_plugin.errors import UsageError
 from llamafactory_plugin.evaluation_arguments import EvaluationArguments, check_evaluation_values
@@ -24,7 +25,9 @@ def is_own_name(name: str) -> bool:
 
 
 @dataclass
-class GRPOArguments(RewardArguments, ExperienceArguments, TrainingFreeArguments, EvaluationArguments):
+class GRPOArguments(
+    RewardArguments, ExperienceArguments, TrainingFreeArguments, EvaluationArguments, BitDeltaArguments
+):
     r"""Arguments of `stage: grpo` (Group Relative Policy Optimization, arXiv 2402.03300)."""
 
     grpo_group_size: int = field(
@@ -93,6 +96,7 @@ class GRPOArguments(RewardArguments, ExperienceArguments, TrainingFreeArguments,
         self.parse_experience_arguments()
         self.parse_evaluation_arguments()
         self.parse_training_free_arguments()
+        self.check_bitdelta_values()
         self.grpo_config = parse_mapping("grpo_config", self.grpo_config)
         super().__post_init__()  # type: ignore[misc]
         if self.stage == "grpo":  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from llamafactory.model import load_model, load_tokenizer
 from llamafactory.train.trainer_utils import create_modelcard_and_push, create_ref_model
 
 from llamafactory_plugin.batches import BatchPlan, batch_plan
+from llamafactory_plugin.bitdelta import bitdelta_callbacks, check_bitdelta
 from llamafactory_plugin.dataset import GRPOData, load_data
 from llamafactory_plugin.errors import UsageError, nearest
 from llamafactory_plugin.evaluation import evaluation_callback, predict
@@ -57,6 +58,7 @@ def prepare_run(run: RunArguments) -> PreparedRun:
         UsageError: for a run that cannot work as written; nothing is written.
     """
     refuse_unsupported(run)
+    check_bitdelta(run)
     rewards = load_rewards(run)
     notes: list[str] = []
     config = build_config(run, notes)
@@ -86,7 +88,7 @@ def run_grpo(run: RunArguments, callbacks: list[Any] | None = None) -> None:
         UsageError: for a run that cannot work as written; the model is not loaded yet and nothing is written.
     """
     prepared = prepare_run(run)
-    own_callbacks = reward_callbacks(prepared.rewards)
+    own_callbacks = [*reward_callbacks(prepared.rewards), *bitdelta_callbacks(run.finetuning_args)]
     control = apply_reward_control(prepared.rewards, run.finetuning_args.grpo_reward_control, run.training_args.seed)
     prepared = dataclasses.replace(prepared, rewards=control)
     announce(prepared)
