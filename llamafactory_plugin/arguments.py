@@ -1,12 +1,14 @@
-"""The `grpo_*`, `reward_*` and `experience_*` arguments: one dataclass, mixed into LLaMA-Factory's `FinetuningArguments`."""
+"""The `grpo_*`, `reward_*`, `experience_*` and `bitdelta*` arguments: one dataclass, mixed into LLaMA-Factory's `FinetuningArguments`."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 from llamafactory_plugin.argument_values import parse_mapping
+from llamafactory_plugin.bitdelta_arguments import BitDeltaArguments
 from llamafactory_plugin.checks import check_choice, check_number
 from llamafactory_plugin.errors import UsageError
+from llamafactory_plugin.evaluation_arguments import EvaluationArguments, check_evaluation_values
 from llamafactory_plugin.experience_arguments import ExperienceArguments, check_experience_values
 from llamafactory_plugin.presets import needs_reference
 from llamafactory_plugin.reward_arguments import RewardArguments, check_reward_values
@@ -23,7 +25,9 @@ def is_own_name(name: str) -> bool:
 
 
 @dataclass
-class GRPOArguments(RewardArguments, ExperienceArguments, TrainingFreeArguments):
+class GRPOArguments(
+    RewardArguments, ExperienceArguments, TrainingFreeArguments, EvaluationArguments, BitDeltaArguments
+):
     r"""Arguments of `stage: grpo` (Group Relative Policy Optimization, arXiv 2402.03300)."""
 
     grpo_group_size: int = field(
@@ -90,7 +94,9 @@ class GRPOArguments(RewardArguments, ExperienceArguments, TrainingFreeArguments)
         check_choice("stage", self.stage, stage_choices(type(self)))  # type: ignore[attr-defined]
         self.parse_reward_arguments()
         self.parse_experience_arguments()
+        self.parse_evaluation_arguments()
         self.parse_training_free_arguments()
+        self.check_bitdelta_values()
         self.grpo_config = parse_mapping("grpo_config", self.grpo_config)
         super().__post_init__()  # type: ignore[misc]
         if self.stage == "grpo":  # type: ignore[attr-defined]
@@ -169,6 +175,7 @@ def check_values(arguments: Any) -> None:
         raise UsageError("grpo_temperature must be above 0: greedy rollouts are all equal; 1.0 is the default.")
     check_reward_values(arguments)
     check_experience_values(arguments)
+    check_evaluation_values(arguments)
     check_training_free_values(arguments)
     for name in ("grpo_use_vllm", "grpo_normalize_advantages"):
         if not isinstance(getattr(arguments, name), (bool, type(None))):

@@ -80,6 +80,7 @@ def _probe(prepared: Any, group_size: int, rows: int, load_reward_model: bool) -
 
 def print_run(prepared: Any) -> None:
     """Print the arithmetic of a run: its batch, its data, its longest prompts, the defaults that were chosen."""
+    from llamafactory_plugin.bitdelta import bitdelta_line
     from llamafactory_plugin.experience import experience_line
     from llamafactory_plugin.summary import loss_line
 
@@ -91,8 +92,9 @@ def print_run(prepared: Any) -> None:
     for tokens, text in data.longest:
         print(f"  {tokens} tokens: {_shortened(text)}")
     print(loss_line(config, prepared.run.finetuning_args.grpo_preset))
-    if (line := experience_line(prepared.run.finetuning_args)) is not None:
-        print(line)
+    for line in (experience_line(prepared.run.finetuning_args), bitdelta_line(prepared.run.finetuning_args)):
+        if line is not None:
+            print(line)
     for note in prepared.notes:
         print(f"default: {note}")
 

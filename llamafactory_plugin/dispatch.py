@@ -9,6 +9,7 @@ from typing import Any
 
 from llamafactory_plugin import register
 from llamafactory_plugin.arguments import stage_choices
+from llamafactory_plugin.bitdelta import other_stage_callbacks
 from llamafactory_plugin.checks import check_choice
 from llamafactory_plugin.errors import UsageError, show_usage_errors_in_one_line
 from llamafactory_plugin.raw_arguments import (
@@ -26,12 +27,16 @@ OLDEST_LLAMAFACTORY = (0, 9, 4)
 def training_function(tuner: ModuleType, original: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
     """Run stage grpo; hand every other stage to LLaMA-Factory's `original` unless it was given grpo keys.
 
+    The `bitdelta*` keys only add a callback there.
+
     Raises:
         UsageError: for a run that cannot work as written, before any model is loaded.
     """
     show_usage_errors_in_one_line()
-    if not is_grpo(explicit_arguments(config["args"], known_names(_argument_classes()))):
-        return original(config)
+    explicit = explicit_arguments(config["args"], known_names(_argument_classes()))
+    if not is_grpo(explicit):
+        own = other_stage_callbacks(config["args"], explicit, explicit.get("stage", "sft"))
+        return original({**config, "callbacks": [*config["callbacks"], *own]} if own else config)
     run = parse_run(tuner, config["args"])
     if run.finetuning_args.grpo_training_free:
         from llamafactory_plugin.training_free import run_training_free

@@ -80,8 +80,19 @@ REFUSALS: list[tuple[Condition, str]] = [
         "auto_find_batch_size: shrinking the batch would break groups apart; set per_device_train_batch_size.",
     ),
     (
-        lambda run: run.training_args.do_predict,
-        "do_predict: set do_eval: true instead; it writes every completion and reward to eval_completions.jsonl.",
+        lambda run: run.training_args.do_predict and not _asks(run, "grpo_eval_metrics"),
+        "do_predict: it measures grpo_eval_metrics; set those, or do_eval: true for the rewards, which writes every "
+        "completion and reward to eval_completions.jsonl.",
+    ),
+    (
+        lambda run: (
+            _asks(run, "grpo_eval_metrics") and not (run.training_args.do_eval or run.training_args.do_predict)
+        ),
+        "grpo_eval_metrics: nothing is evaluated; set eval_dataset or val_size, and eval_strategy, do_eval or do_predict.",
+    ),
+    (
+        lambda run: _asks(run, "grpo_eval_samples") and not _asks(run, "grpo_eval_metrics"),
+        "grpo_eval_samples: it is read only with grpo_eval_metrics; set those or remove it.",
     ),
     (
         lambda run: run.finetuning_args.pissa_init and needs_reference(run.finetuning_args),

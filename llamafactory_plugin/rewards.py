@@ -171,7 +171,7 @@ def check_rewards(rewards: Sequence[Reward], data: GRPOData, rows_per_call: int,
     truths = [reward.truth for reward in parts if isinstance(reward, CollapseGuard)]
     for reward in parts:
         if REWARDS.get(reward.__name__) is reward and reward not in truths:
-            _check_ground_truth(reward, data.each())
+            check_ground_truth(reward, data.each())
 
 
 def check_redrawn_groups(rewards: Sequence[Reward], rounds: int, world_size: int) -> None:
@@ -211,11 +211,15 @@ def _check_canaries(guard: CollapseGuard, data: GRPOData) -> None:
                 "with ground truth as canaries."
             )
     if REWARDS.get(guard.truth.__name__) is guard.truth:
-        _check_ground_truth(guard.truth, [(name, rows) for name, rows in canaries if len(rows)])
+        check_ground_truth(guard.truth, [(name, rows) for name, rows in canaries if len(rows)])
 
 
-def _check_ground_truth(reward: Reward, datasets: Iterable[tuple[str, Any]]) -> None:
-    """Score every ground truth as if it were a completion: what a built-in cannot read is refused now, not mid-run."""
+def check_ground_truth(reward: Reward, datasets: Iterable[tuple[str, Any]], key: str = "reward_funcs") -> None:
+    """Score every ground truth as if it were a completion: what a built-in cannot read is refused now, not mid-run.
+
+    Raises:
+        UsageError: beginning with the `key` that names the function, for a row without ground truth, or with another.
+    """
     for name, dataset in datasets:
         columns = [column for column in inspect.signature(reward).parameters if column in dataset.column_names]
         values = {column: list(dataset[column]) for column in columns}
@@ -223,7 +227,7 @@ def _check_ground_truth(reward: Reward, datasets: Iterable[tuple[str, Any]]) -> 
             missing = sum(value is None for value in values[column])
             if missing:
                 raise UsageError(
-                    f"reward_funcs: {reward.__name__} needs {column!r}, which {missing} of {len(dataset)} rows of {name} "
+                    f"{key}: {reward.__name__} needs {column!r}, which {missing} of {len(dataset)} rows of {name} "
                     "lack; remove those rows, or name a reward function that can do without."
                 )
         if not columns:
@@ -231,4 +235,4 @@ def _check_ground_truth(reward: Reward, datasets: Iterable[tuple[str, Any]]) -> 
         try:
             reward(completions=[str(value) for value in values[columns[0]]], **values)
         except ValueError as error:
-            raise UsageError(f"reward_funcs: {reward.__name__} on {name}: {error}") from error
+            raise UsageError(f"{key}: {reward.__name__} on {name}: {error}") from error

@@ -11,6 +11,7 @@ from llamafactory_plugin.batches import check_batch, smallest_whole_groups
 from llamafactory_plugin.checks import check_number
 from llamafactory_plugin.config_mapping import NATIVE_NAMES, config_mapping, in_yaml_words
 from llamafactory_plugin.errors import UsageError
+from llamafactory_plugin.evaluation_arguments import best_metric
 from llamafactory_plugin.presets import preset_of, preset_values
 from llamafactory_plugin.run_arguments import RunArguments
 
@@ -128,8 +129,10 @@ def chosen_defaults(run: RunArguments, values: Mapping[str, Any], notes: list[st
     if (values["load_best_model_at_end"] or run.finetuning_args.early_stopping_steps is not None) and (
         "metric_for_best_model" not in run.explicit
     ):
-        chosen |= {"metric_for_best_model": default_metric(run), "greater_is_better": True}
-    elif "greater_is_better" not in run.explicit and str(values["metric_for_best_model"]).endswith("reward"):
+        temperature = values["temperature"] if values["eval_temperature"] is None else values["eval_temperature"]
+        own = best_metric(run.finetuning_args, temperature, values["num_generations"])
+        chosen |= {"metric_for_best_model": own or default_metric(run), "greater_is_better": True}
+    elif "greater_is_better" not in run.explicit and _is_better_when_greater(str(values["metric_for_best_model"])):
         chosen["greater_is_better"] = True
     per_rank = smallest_whole_groups(values["num_generations"], run.training_args.world_size)
     is_own_eval_batch = run.training_args.do_eval and "per_device_eval_batch_size" not in run.explicit
@@ -137,6 +140,11 @@ def chosen_defaults(run: RunArguments, values: Mapping[str, Any], notes: list[st
         chosen["per_device_eval_batch_size"] = per_rank
     notes.extend(f"{name} is not set: {value}" for name, value in chosen.items())
     return chosen
+
+
+def _is_better_when_greater(metric: str) -> bool:
+    """Rewards, and the figures of `grpo_eval_metrics`."""
+    return metric.endswith("reward") or any(figure in metric for figure in ("/avg@", "/pass@", "/pass^", "/maj@"))
 
 
 def default_metric(run: RunArguments) -> str:

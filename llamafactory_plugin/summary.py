@@ -7,7 +7,9 @@ from typing import Any
 
 from llamafactory.extras import logging
 
+from llamafactory_plugin.bitdelta import bitdelta_line
 from llamafactory_plugin.config_mapping import own_fields
+from llamafactory_plugin.evaluation import evaluation_line
 from llamafactory_plugin.experience import experience_line
 
 logger = logging.get_logger("llamafactory.grpo")
@@ -23,6 +25,10 @@ def announce(prepared: Any) -> None:
     logger.info_rank0(f"GRPO rollouts: {rollout_line(config)}.")
     logger.info_rank0(f"GRPO {loss_line(config, run.finetuning_args.grpo_preset)}.")
     if (line := experience_line(run.finetuning_args)) is not None:
+        logger.info_rank0(f"GRPO {line}.")
+    if (line := evaluation_line(prepared.evaluation)) is not None:
+        logger.info_rank0(f"GRPO {line}.")
+    if (line := bitdelta_line(run.finetuning_args)) is not None:
         logger.info_rank0(f"GRPO {line}.")
     if run.finetuning_args.grpo_reward_control != "none":
         logger.warning_rank0(

@@ -11,13 +11,14 @@ from typing import Any
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.data.template import TEMPLATES
 from llamafactory.extras import logging
-from llamafactory.extras.ploting import plot_loss
 from llamafactory.model import load_model, load_tokenizer
 from llamafactory.train.trainer_utils import create_modelcard_and_push, create_ref_model
 
 from llamafactory_plugin.batches import BatchPlan, batch_plan
+from llamafactory_plugin.bitdelta import bitdelta_callbacks, check_bitdelta
 from llamafactory_plugin.dataset import GRPOData, load_data
 from llamafactory_plugin.errors import UsageError, nearest
+from llamafactory_plugin.evaluation import evaluation_callback, predict
 from llamafactory_plugin.experience import attach_again, check_experience, experience_callbacks
 from llamafactory_plugin.experience_library import opened_library
 from llamafactory_plugin.refusals import refuse_unsupported
@@ -27,13 +28,12 @@ from llamafactory_plugin.rewards import check_redrawn_groups, check_rewards, def
 from llamafactory_plugin.run_arguments import RunArguments
 from llamafactory_plugin.settings import build_config
 from llamafactory_plugin.summary import announce
+from llamafactory_plugin.watching import draw_pictures, report_of, watching_callbacks
 from trl_grpo_ext.curriculum import Curriculum
 from trl_grpo_ext.rewards import apply_reward_control
 from trl_grpo_ext.rewards.label_free import CollapseGuard
 
 logger = logging.get_logger("llamafactory.grpo")
-
-PLOTTED = ("loss", "reward", "reward_std", "kl", "completions/mean_length", "entropy", "eval_reward")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class PreparedRun:
     plan: BatchPlan
     rewards: list[Callable[..., Any]]
     notes: list[str]
+    evaluation: Any = None
 
 
 def prepare_run(run: RunArguments) -> PreparedRun:
@@ -57,6 +58,7 @@ def prepare_run(run: RunArguments) -> PreparedRun:
         UsageError: for a run that cannot work as written; nothing is written.
     """
     refuse_unsupported(run)
+    check_bitdelta(run)
     rewards = load_rewards(run)
     notes: list[str] = []
     config = build_config(run, notes)
@@ -75,7 +77,8 @@ def prepare_run(run: RunArguments) -> PreparedRun:
     rows_per_call = config.per_device_train_batch_size * config.steps_per_generation
     check_rewards(rewards, data, rows_per_call, config.num_generations)
     check_redrawn_groups(rewards, config.dynamic_sampling_rounds, run.training_args.world_size)
-    return PreparedRun(run, config, renderer, tokenizer_module["processor"], data, plan, rewards, notes)
+    evaluation = evaluation_callback(run, config, data)
+    return PreparedRun(run, config, renderer, tokenizer_module["processor"], data, plan, rewards, notes, evaluation)
 
 
 def run_grpo(run: RunArguments, callbacks: list[Any] | None = None) -> None:
@@ -85,26 +88,33 @@ def run_grpo(run: RunArguments, callbacks: list[Any] | None = None) -> None:
         UsageError: for a run that cannot work as written; the model is not loaded yet and nothing is written.
     """
     prepared = prepare_run(run)
-    own_callbacks = reward_callbacks(prepared.rewards)
+    own_callbacks = [*reward_callbacks(prepared.rewards), *bitdelta_callbacks(run.finetuning_args)]
     control = apply_reward_control(prepared.rewards, run.finetuning_args.grpo_reward_control, run.training_args.seed)
     prepared = dataclasses.replace(prepared, rewards=control)
     announce(prepared)
     with opened_library(run) as library:
-        _run(prepared, [*(callbacks or []), *own_callbacks, *experience_callbacks(run, library)])
+        # The metrics first: what stops a run early looks for them among those of the evaluation.
+        measuring = [] if prepared.evaluation is None else [prepared.evaluation]
+        watching = [*own_callbacks, *experience_callbacks(run, library), *watching_callbacks(run.finetuning_args)]
+        _run(prepared, [*measuring, *(callbacks or []), *watching])
 
 
 def _run(prepared: PreparedRun, callbacks: list[Any]) -> None:
     run, trainer = prepared.run, _create_trainer(prepared, callbacks)
     if run.training_args.do_train:
         _train(trainer, run)
-    else:
+    elif run.training_args.do_eval:
         trainer.start_completion_log(is_training=False)
     if run.training_args.do_eval:
         attach_again(callbacks, trainer)
         metrics = trainer.evaluate(metric_key_prefix="eval")
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    if run.training_args.do_predict:
+        predict(prepared.evaluation, trainer)
     create_modelcard_and_push(trainer, run.model_args, run.data_args, run.training_args, run.finetuning_args)
+    if run.training_args.do_train:
+        report_of(trainer, run.finetuning_args)
 
 
 def reward_callbacks(rewards: Sequence[Callable[..., Any]]) -> list[Any]:
@@ -239,6 +249,4 @@ def _train(trainer: Any, run: RunArguments) -> None:
     trainer.save_state()
     trainer.create_model_card()  # LLaMA-Factory's card, written last, keeps the tags it finds
     if trainer.is_world_process_zero() and run.finetuning_args.plot_loss:
-        logged = {name for entry in trainer.state.log_history for name in entry}
-        evaluated = sorted(name for name in logged if name.startswith("eval_") and name.endswith("_reward"))
-        plot_loss(run.training_args.output_dir, keys=[name for name in (*PLOTTED, *evaluated) if name in logged])
+        draw_pictures(trainer)

@@ -19,7 +19,7 @@ PLUGIN = "llamafactory_plugin"
 # Feature folders of the library. They never import one another, but for what stands in MAY_USE, and that by the
 # folder's public name only.
 FEATURES = {"losses", "rewards", "batching", "experience", "training_free", "bitdelta", "evaluation", "serving"}
-FEATURES |= {"cli", "gym"}
+FEATURES |= {"cli", "gym", "health", "report"}
 MAY_USE = {"training_free": {"experience", "rewards"}, "serving": {"experience"}, "cli": FEATURES - {"cli"}}
 MAY_USE["gym"] = {"experience", "rewards", "training_free"}
 # Formulas and stores: testable, and usable, without TRL.

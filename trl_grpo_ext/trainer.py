@@ -274,3 +274,21 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
         if any(getattr(self._loss_config, name) != value for name, value in now.items()):
             self._loss_config = replace(self._loss_config, **now)
         return self._loss_config
+
+    def compress_deltas(self, config: Any = None, output_dir: Any = None, **options: Any) -> Any:
+        """Write the model as it is now as a small delta of what the run started from; every rank must call it.
+
+        Args:
+            config: a `bitdelta.BitDeltaConfig`.
+            output_dir: folder of the delta, replaced if it is there; by default `bitdelta` in the run's own.
+            **options: `base` and `prompts` of `bitdelta.compress_trained`.
+
+        Returns:
+            The `bitdelta.DeltaReport`; None on ranks other than 0.
+
+        Raises:
+            BitDeltaError: the run trains an adapter, the base can't be read, or the delta can't be written.
+        """
+        from trl_grpo_ext.bitdelta import compress_trained
+
+        return compress_trained(self, config, output_dir, **options)

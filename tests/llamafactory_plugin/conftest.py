@@ -68,6 +68,8 @@ class Workspace:
             "use_cpu": True,
             "report_to": "none",
             "overwrite_cache": True,
+            # A second or two per run; tests/evaluation/test_llamafactory_keys.py is for it.
+            "grpo_disable_report": True,
         }
         tiny.write_dataset(self.data, "words", tiny.questions(16))
 

@@ -24,6 +24,8 @@ BY_ARGUMENTS: dict[str, dict[str, Any]] = {
     "neftune_noise_alpha": {"neftune_noise_alpha": 5.0},
     "auto_find_batch_size": {"auto_find_batch_size": True},
     "do_predict": {"do_predict": True, "val_size": 4},
+    "grpo_eval_metrics": {"grpo_eval_metrics": "exact_match"},
+    "grpo_eval_samples": {"grpo_eval_samples": 2},
     "ref_model": {"ref_model": "elsewhere"},
     "ref_model_adapters": {"ref_model_adapters": "elsewhere", "grpo_beta": 0.1},
     "ref_model_quantization_bit": {"ref_model_quantization_bit": 4, "grpo_beta": 0.1},

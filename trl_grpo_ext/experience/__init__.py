@@ -32,6 +32,7 @@ from trl_grpo_ext.experience.reports import Coverage
 from trl_grpo_ext.experience.retrieval import Retrieved
 from trl_grpo_ext.experience.rows import Stored
 from trl_grpo_ext.experience.sampler import AdvantageSampler, gumbel_top_k
+from trl_grpo_ext.experience.selection import Selector, TokenCounter
 from trl_grpo_ext.experience.stats import ExperienceStats
 from trl_grpo_ext.experience.trees import SumTree
 
@@ -68,11 +69,13 @@ __all__ = [
     "RescueCallback",
     "Retrieved",
     "RolloutGroup",
+    "Selector",
     "SentenceSimilarity",
     "SnapshotConflictError",
     "Stored",
     "SuccessTokenBias",
     "SumTree",
+    "TokenCounter",
     "VersionInfo",
     "distillation_rows",
     "few_shot_text",

@@ -1,0 +1,56 @@
+"""What a run shows of itself: the live view, the rules of health, the report, and the pictures of `plot_loss`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llamafactory.extras.ploting import plot_loss
+
+from trl_grpo_ext.report import try_report
+
+PLOTTED = (
+    "loss",
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "kl",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "entropy",
+    "clip_ratio/region_mean",
+    "eval_reward",
+)
+FIGURES = ("/avg@", "/pass@", "/maj@")
+
+
+def watching_callbacks(arguments: Any) -> list[Any]:
+    """The callbacks that show and check a run while it trains, and keep its settings for the report."""
+    from trl_grpo_ext.health import HealthCallback
+    from trl_grpo_ext.report import LiveCallback, ReportCallback
+
+    found: list[Any] = [] if arguments.grpo_disable_live else [LiveCallback()]
+    found += [] if arguments.grpo_disable_health else [HealthCallback()]
+    return found + ([] if arguments.grpo_disable_report else [ReportCallback(at_end=False)])
+
+
+def is_plotted_too(name: str) -> bool:
+    """Whether a metric beside `PLOTTED` is drawn: of each reward function, each evaluation set, independent ones."""
+    if name.startswith("eval_"):
+        is_reward = name.endswith("_reward") and name != "eval_reward"
+        return is_reward or (any(kind in name for kind in FIGURES) and not name.endswith(("_low", "_high")))
+    return name.startswith("rewards/") and name.endswith("/mean")
+
+
+def draw_pictures(trainer: Any) -> None:
+    """Write a PNG of each of these metrics that the run has logged, by LLaMA-Factory's `plot_loss`."""
+    logged = {name for entry in trainer.state.log_history for name in entry}
+    if len(trainer.reward_func_names) == 1:
+        logged -= {f"rewards/{trainer.reward_func_names[0]}/mean"}  # it is the reward
+    own = [name for name in PLOTTED if name in logged]
+    plot_loss(trainer.args.output_dir, keys=[*own, *sorted(name for name in logged if is_plotted_too(name))])
+
+
+def report_of(trainer: Any, arguments: Any) -> None:
+    """Write the report of a run that has trained, on the main process, unless it is switched off."""
+    if not arguments.grpo_disable_report and trainer.is_world_process_zero():
+        try_report(trainer.args.output_dir)

@@ -1,0 +1,68 @@
+"""`grpo-ext bitdelta` as a user runs it."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from trl_grpo_ext.cli.bitdelta import main, read_prompts
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(capsys):
+    def command(*arguments):
+        status = main([*map(str, arguments)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return command
+
+
+def test_the_whole_way(run, pair, tmp_path):
+    base, tuned = pair
+    options = ["--group-size", 16, "--safety-threshold", 0.5, "--json"]
+    status, out, _ = run("compress", base, tuned, tmp_path / "delta", *options)
+    figures = json.loads(out)
+    assert status == 0 and figures["delta_bytes"] < figures["full_bytes"] / 4 and figures["codecs"]["sign"] == 14
+    assert run("inspect", tmp_path / "delta")[1].startswith(f"{figures['delta_bytes']:,} bytes instead of")
+    assert "sign mask explains" in run("inspect", tmp_path / "delta", "--tensors")[1]
+    tensors = json.loads(run("inspect", tmp_path / "delta", "--tensors", "--json")[1])["tensors"]
+    assert tensors["model.layers.0.mlp.up_proj.weight"]["params"]["group"] == 16
+    assert (
+        run("verify", tmp_path / "delta")[1] == f"{len(tensors)} tensors are whole, and their base is the right one\n"
+    )
+    assert run("apply", base, tmp_path / "delta", tmp_path / "applied")[0] == 0
+    assert run("export", tmp_path / "delta", tmp_path / "exported", "--dtype", "float32", "--base", base)[0] == 0
+    folders = (tmp_path / "applied", tmp_path / "exported")
+    models = [AutoModelForCausalLM.from_pretrained(folder, dtype="auto") for folder in folders]
+    assert [model.dtype for model in models] == [torch.bfloat16, torch.float32]
+
+
+def test_refusals_are_one_line(run, pair, made, tmp_path):
+    status, out, error = run("compress", pair[0], pair[0], pair[1])
+    assert (status, out) == (1, "") and error.startswith("error: ") and error.count("\n") == 1
+    assert "bits must be an integer" in run("compress", *pair, tmp_path / "out", "--bits", 9)[2]
+    assert "it is no delta" in run("inspect", pair[0])[2]
+    assert "is not of low rank" in run("export", made[0], tmp_path / "out", "--format", "lora")[2]
+    assert "others" in run("verify", made[0], "--base", pair[1])[2]
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_of_a_file(tmp_path):
+    plain, rows = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    plain.write_text("one\n\ntwo\n")
+    rows.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    assert read_prompts(str(plain)) == read_prompts(str(rows)) == ["one", "two"]
+    rows.write_text('{"prompt": "one"}\n{"text": "two"}\n')
+    with pytest.raises(ValueError, match="line 2 of"):
+        read_prompts(str(rows))
+
+
+def test_the_command_is_registered():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["trl_grpo_ext.commands"]["bitdelta"] == "trl_grpo_ext.cli.bitdelta:main"
