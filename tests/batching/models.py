@@ -54,16 +54,18 @@ def uneven(completions: list[str], **kwargs: Any) -> list[float]:
 
 
 def make(extended: bool, model: Any, folder: Path, **settings: Any) -> Any:
-    """TRL's trainer or ours on a model; eight rows to an optimizer step."""
+    """TRL's trainer or ours on a model; eight rows to an optimizer step. `prompt_copies` makes every prompt longer."""
     classes = (ExtendedGRPOTrainer, ExtendedGRPOConfig) if extended else _stock()
     peft_config, reward = settings.pop("peft_config", None), settings.pop("reward", uneven)
+    copies = settings.pop("prompt_copies", 1)
+    data = rows().map(lambda row: {"prompt": row["prompt"] * copies})
     chosen = DEFAULTS | {"learning_rate": 0.05, "loss_type": "grpo", "max_completion_length": 7} | settings
     return classes[0](
         model=prepare_model(model),
         reward_funcs=[reward],
         args=classes[1](output_dir=str(folder), **chosen),
-        train_dataset=rows(),
-        eval_dataset=rows().select(range(8)),
+        train_dataset=data,
+        eval_dataset=data.select(range(8)),
         processing_class=tokenizer(),
         peft_config=peft_config,
     )

@@ -9,7 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from tests.batching.models import ALL, ARCHITECTURES, OFF, build, make, watched_gradients
 from tests.conformance.runs import assert_moved, parameters
+from trl_grpo_ext.batching import shared_prompt
 
+# So much longer than the completions that a prompt's suffixes share a row.
+LONG_PROMPTS = {"prompt_copies": 12, "max_completion_length": 5}
 # name -> (architecture, what both trainers are given, what ours is given)
 CASES = {
     **{kind: (kind, {}, {}) for kind in ("llama", "qwen2", "qwen3", "gpt2")},
@@ -22,6 +25,7 @@ CASES = {
     "split_groups": ("qwen2", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, {}),
     "reference": ("qwen2", {"beta": 0.1}, {}),
     "our_loss": ("qwen2", {}, {"loss_backend": "extended"}),
+    "packed": ("qwen2", LONG_PROMPTS, ALL),
 }
 # What these add to the ones above is combinations.
 SLOW_CASES = {
@@ -72,8 +76,22 @@ def assert_equal(ours, theirs):
         assert difference <= 1e-5 * max(largest, 1e-6), f"{name}: {difference} of {largest}"
 
 
+def count_packed(monkeypatch):
+    """The number of layouts whose suffixes are packed, from now on, as the only item of a list."""
+    count, order = [0], shared_prompt._packed_order
+
+    def counted(*args):
+        found = order(*args)
+        count[0] += found is not None
+        return found
+
+    monkeypatch.setattr(shared_prompt, "_packed_order", counted)
+    return count
+
+
 @pytest.mark.parametrize("case", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_CASES)])
-def test_as_stock(case, tmp_path):
+def test_as_stock(case, tmp_path, monkeypatch):
+    packed = count_packed(monkeypatch)
     kind, both, own = (CASES | SLOW_CASES)[case]
     theirs, wanted = of_stock(kind, both, tmp_path)
     ours, found = run(True, kind, tmp_path, both | own)
@@ -83,6 +101,7 @@ def test_as_stock(case, tmp_path):
     assert_equal(parameters(ours), parameters(theirs))
     steps = [torch.tensor(one.seen_losses).view(3, -1).sum(1) for one in (ours, theirs)]
     torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-6)
+    assert (packed[0] > 0) == (case == "packed")
 
 
 @pytest.mark.parametrize("beta", [0.1, pytest.param(0.0, marks=pytest.mark.slow)])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch.distributed import get_world_size
 
-from tests.batching.models import ALL, SIZES, build, make
+from tests.batching.models import ALL, SIZES, build, make, uneven
 from tests.batching.test_zero_advantages import alike_for_two_prompts
 from tests.conformance.runs import assert_moved, assert_same, parameters
 from tests.ranks import leave
@@ -23,5 +23,9 @@ def run(extended: bool, folder: Path, **settings):
 if __name__ == "__main__":
     theirs = run(False, Path(sys.argv[1]), loss_type="dapo")
     assert_same(run(True, Path(sys.argv[1]), loss_type="dapo", skip_zero_advantages=True, **ALL), theirs, 1e-5)
+    # Whole groups on a rank, whose suffixes share a row.
+    packed = {"per_device_train_batch_size": 4, "prompt_copies": 12, "max_completion_length": 5, "reward": uneven}
+    theirs = run(False, Path(sys.argv[1]), **packed)
+    assert_same(run(True, Path(sys.argv[1]), **packed, **ALL), theirs, 1e-5)
     assert get_world_size() == 2
     leave()
