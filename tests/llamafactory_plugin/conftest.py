@@ -68,14 +68,15 @@ class Workspace:
             "use_cpu": True,
             "report_to": "none",
             "overwrite_cache": True,
-            # A second or two per run; tests/evaluation/test_llamafactory_keys.py is for it.
-            "grpo_disable_report": True,
         }
         tiny.write_dataset(self.data, "words", tiny.questions(16))
 
     def arguments(self, **overrides: Any) -> dict[str, Any]:
         """The default run with `overrides`; None takes a key out."""
         merged = self.defaults | overrides
+        if merged["stage"] == "grpo" and not merged.get("grpo_training_free"):
+            # A second or two per run; tests/evaluation/test_llamafactory_keys.py is for it.
+            merged = {"grpo_disable_report": True} | merged
         return {name: value for name, value in merged.items() if value is not None}
 
     def run(self, callbacks: list[Any] | None = None, **overrides: Any) -> None:

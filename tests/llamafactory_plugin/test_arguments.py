@@ -11,6 +11,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from llamafactory_plugin import arguments, config_mapping, experience, settings
+from llamafactory_plugin.bitdelta_arguments import BitDeltaArguments
+from llamafactory_plugin.evaluation_arguments import EvaluationArguments
 from tests.llamafactory_plugin.conftest import Workspace
 from tests.llamafactory_plugin.prepared import Prepared, flags, prepare
 from tests.llamafactory_plugin.tiny import questions, write_dataset
@@ -265,6 +267,8 @@ class TestToTrl:
             "grpo_training_free",
             "grpo_training_free_config",
             *experience.OWN_KEYS,
+            *BitDeltaArguments.__dataclass_fields__,
+            *EvaluationArguments.__dataclass_fields__,
         }
 
     def test_use_vllm_reaches_its_field(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
