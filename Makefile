@@ -4,6 +4,7 @@
 #   make quickstart-control    the same with shuffled rewards, which must not learn
 #   make test                  what CI runs: lint, types, and both dependency lines without the slow tests
 #   make test-all              with the slow tests
+#   make fuzz SECONDS=60       every fuzz target for so long, with new seeds; prints executions and findings
 #   make clean                 removes every environment and result made here
 
 PYTHON ?= python3
@@ -11,6 +12,7 @@ PYTHON ?= python3
 PIP_INSTALL = -m pip install -qq --disable-pip-version-check --progress-bar off
 PYTEST = -m pytest -q --durations=10
 TESTS ?= tests
+SECONDS ?= 60
 # In parts of about ten minutes, so that two cores end at about the same time.
 PLUGIN_TESTS = tests/llamafactory_plugin
 CORE_TESTS = tests/trl_grpo_ext
@@ -37,7 +39,7 @@ export TOKENIZERS_PARALLELISM = false
 
 SOURCES = $(shell find trl_grpo_ext llamafactory_plugin -name '*.py' -o -name '*.pth' -o -name '*.start')
 
-.PHONY: help quickstart quickstart-control test test-all lint types \
+.PHONY: help quickstart quickstart-control test test-all fuzz lint types \
 	test-line-a test-line-a-plugin test-line-a-core test-line-a-other \
 	test-line-b test-line-b-core test-line-b-other test-contract installed \
 	venv-a venv-b venv-transformers-4 venv-quickstart clean
@@ -137,6 +139,9 @@ test: installed
 
 test-all: FAST = slow or not slow
 test-all: test
+
+fuzz: venv-a
+	$(VENV_A)/bin/python -m tests.fuzz --seconds $(SECONDS)
 
 clean:
 	rm -rf $(VENV_A) $(VENV_B) $(VENV_QUICKSTART) $(TRANSFORMERS_4) $(QUICKSTART_OUTPUT) \

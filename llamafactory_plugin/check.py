@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llamafactory_plugin.errors import UsageError
+from trl_grpo_ext._terminal import visible
 from trl_grpo_ext.rewards import ProbeError, ProbeReport, probe_reward, probe_table, total_report
 
 DEFAULT_ROWS = 32
@@ -143,7 +144,7 @@ def _is_label_free(reward: Any) -> bool:
 
 
 def _shortened(text: str) -> str:
-    words = " ".join(text.split())
+    words = visible(" ".join(text.split()))
     return words if len(words) <= SHOWN_CHARACTERS else f"{words[:SHOWN_CHARACTERS]}..."
 
 

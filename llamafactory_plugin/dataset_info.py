@@ -143,7 +143,8 @@ def _fault(entry: Any) -> str | None:
     if not any(isinstance(entry.get(source), str) for source in SOURCES):
         return "has no file_name"
     formats = lf_converter.DATASET_CONVERTERS
-    if (formatting := entry.get("formatting", "alpaca")) not in formats:
+    formatting = entry.get("formatting", "alpaca")
+    if not isinstance(formatting, str) or formatting not in formats:
         return (
             f"has the formatting {formatting!r}, which is none of {', '.join(formats)}{nearest(formatting, formats)}"
         )

@@ -22,6 +22,7 @@ from llamafactory_plugin.raw_arguments import (
 from llamafactory_plugin.run_arguments import RunArguments
 
 OLDEST_LLAMAFACTORY = (0, 9, 4)
+NO_RAY = "USE_RAY: stage grpo does not run in LLaMA-Factory's Ray mode; unset it and use FORCE_TORCHRUN=1 instead."
 
 
 def training_function(tuner: ModuleType, original: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
@@ -46,6 +47,18 @@ def training_function(tuner: ModuleType, original: Callable[[dict[str, Any]], No
 
     run_grpo(run, callbacks=[*config["callbacks"], *llamafactory_callbacks(tuner, run)])
     _leave_process_group()
+
+
+def ray_training_function(original: Callable[..., None], ray_args: Any, config: dict[str, Any]) -> None:
+    """Refuse stage grpo before a Ray cluster is started; every other stage reaches LLaMA-Factory's `original`.
+
+    Raises:
+        UsageError: for stage grpo.
+    """
+    show_usage_errors_in_one_line()
+    if is_grpo(explicit_arguments(config["args"], known_names(_argument_classes()))):
+        raise UsageError(NO_RAY)
+    original(ray_args, config)
 
 
 def is_grpo(explicit: dict[str, Any]) -> bool:
@@ -118,7 +131,7 @@ def _check_environment() -> None:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in register.failures().items())
         raise UsageError(f"LLaMA-Factory {VERSION} does not have the shape this plugin patches ({reasons}).")
     if use_ray():
-        raise UsageError("USE_RAY: stage grpo does not run in LLaMA-Factory's Ray mode; use FORCE_TORCHRUN=1 instead.")
+        raise UsageError(NO_RAY)
 
 
 def _leave_process_group() -> None:

@@ -10,6 +10,7 @@ from llamafactory.extras import logging
 from llamafactory_plugin import __version__
 from llamafactory_plugin.conversion import EXTRA
 from llamafactory_plugin.rendering import PromptRenderer, to_messages
+from trl_grpo_ext._terminal import visible
 
 logger = logging.get_logger("llamafactory.grpo")
 
@@ -73,9 +74,10 @@ class GRPODatasetProcessor(DatasetProcessor):
         if reason := reason_to_drop(example[PROMPT_TOKENS], self.max_prompt_length):
             print(f"(the first row is dropped: {reason})")
             return
-        print(f"prompt:\n{self.renderer.decode(self.renderer.encode(example['prompt'], example['tools']))}")
+        rendered = self.renderer.decode(self.renderer.encode(example["prompt"], example["tools"]))
+        print(f"prompt:\n{visible(rendered)}")
         shown = {"prompt", "tools", PROMPT_TOKENS}
         shown.update(name for name in GROUND_TRUTH_NAMES[1:] if example[name] == example["solution"])
         for name, value in example.items():
             if name not in shown and not is_absent(value):
-                print(f"{name}:\n{value}")
+                print(f"{name}:\n{visible(str(value))}")

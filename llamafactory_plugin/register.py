@@ -3,7 +3,8 @@
 Three lasting patches, each applied right after the module's own code ran (`_boot`):
 
 * `hparams.parser`: the argument class, so that `-h`, flags and YAML know `stage: grpo` and the `grpo_*` keys;
-* `train.tuner`: `_training_function`, so that the stage is dispatched;
+* `train.tuner`: `_training_function`, so that the stage is dispatched, and `_ray_training_function`, so that it is
+  refused there;
 * `extras.constants`: `TRAINING_STAGES`, so that LLaMA Board lists it.
 
 A patch never raises into LLaMA-Factory: its failure is remembered and told when somebody asks for `stage: grpo`.
@@ -71,6 +72,22 @@ def patch_tuner(tuner: ModuleType) -> None:
         return training_function(tuner, original, config)
 
     vars(tuner)["_training_function"] = _training_function
+    _patch_ray(tuner)
+
+
+def _patch_ray(tuner: ModuleType) -> None:
+    """Let the Ray mode refuse in the process that the user started, before there is a cluster."""
+    original = getattr(tuner, "_ray_training_function", None)
+    if original is None:
+        return
+
+    @functools.wraps(original)
+    def _ray_training_function(ray_args: Any, config: dict[str, Any]) -> None:
+        from llamafactory_plugin.dispatch import ray_training_function
+
+        return ray_training_function(original, ray_args, config)
+
+    vars(tuner)["_ray_training_function"] = _ray_training_function
 
 
 def patch_constants(constants: ModuleType) -> None:

@@ -93,7 +93,9 @@ class RenderedRollouts(import_trl().GRPOTrainer):  # type: ignore[misc]
 
     def _vllm_prompt(self, prompt_ids: Sequence[int]) -> Any:
         # vLLM would add a second bos token to a text that begins with one; its server API takes texts only.
-        return {"prompt_token_ids": prompt_ids} if self.vllm_mode == "colocate" else self.renderer.decode(prompt_ids)
+        if self.vllm_mode == "colocate":
+            return {"prompt_token_ids": prompt_ids}
+        return self.renderer.decode(without_added_bos(self.renderer.tokenizer, prompt_ids))
 
     @contextmanager
     def _rendered(self, prompt_ids: Sequence[Sequence[int]]) -> Iterator[None]:
@@ -102,6 +104,12 @@ class RenderedRollouts(import_trl().GRPOTrainer):  # type: ignore[misc]
             yield
         finally:
             self.processing_class = tokenizer
+
+
+def without_added_bos(tokenizer: Any, prompt_ids: Sequence[int]) -> Sequence[int]:
+    """Prompt ids without the token that this tokenizer puts before every text by itself, where they begin with it."""
+    added = list(tokenizer("").input_ids[:1])
+    return prompt_ids[1:] if added and list(prompt_ids[:1]) == added else prompt_ids
 
 
 def injected_prompt(row: dict[str, Any]) -> dict[str, Any]:

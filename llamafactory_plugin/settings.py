@@ -14,6 +14,7 @@ from llamafactory_plugin.errors import UsageError
 from llamafactory_plugin.evaluation_arguments import best_metric
 from llamafactory_plugin.presets import preset_of, preset_values
 from llamafactory_plugin.run_arguments import RunArguments
+from llamafactory_plugin.vllm_checks import check_vllm
 
 LEARNING_RATE = {"lora": 1e-5, "oft": 1e-5, "full": 1e-6, "freeze": 1e-6}
 
@@ -39,6 +40,7 @@ def build_config(run: RunArguments, notes: list[str]) -> Any:
     values |= {"shuffle_dataset": not run.finetuning_args.disable_shuffling}
     values["reward_weights"] = run.finetuning_args.reward_weights
     check_batch(run, values)
+    check_vllm(run)
     _check_packages(values)
     try:
         return ExtendedGRPOConfig(**values)
@@ -154,13 +156,8 @@ def default_metric(run: RunArguments) -> str:
 
 
 def _check_packages(values: Mapping[str, Any]) -> None:
-    from trl.import_utils import is_liger_kernel_available, is_vllm_available
+    from trl.import_utils import is_liger_kernel_available
 
-    if values["use_vllm"] and not is_vllm_available():
-        raise UsageError(
-            "grpo_use_vllm: vLLM is not installed; TRL 0.24 works with vllm 0.10.2, which needs torch 2.8: install "
-            "`trl-grpo-ext[llamafactory,vllm]` in an environment of its own, or remove grpo_use_vllm."
-        )
     if values.get("use_liger_loss") and not is_liger_kernel_available():
         raise UsageError(
             "grpo_config.use_liger_loss: it needs `pip install liger-kernel`; install it or remove the key."

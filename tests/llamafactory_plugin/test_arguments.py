@@ -272,7 +272,7 @@ class TestToTrl:
         }
 
     def test_use_vllm_reaches_its_field(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(settings, "_check_packages", lambda values: None)
+        monkeypatch.setattr(settings, "check_vllm", lambda run: None)
         run = prepare(workspace.arguments(grpo_use_vllm=True))
         assert run.config.use_vllm is True
         assert set(run.config.generation_kwargs) == {"stop_token_ids"}

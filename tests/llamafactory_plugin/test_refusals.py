@@ -132,6 +132,20 @@ class TestTable:
         with pytest.raises(UsageError, match="USE_RAY"):
             _training_function({"args": workspace.arguments(), "callbacks": []})
 
+    def test_ray_before_there_is_a_cluster(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("USE_RAY", "1")
+        # Without the refusal LLaMA-Factory would come to `ray.init`.
+        assert "Ray mode; unset it and use FORCE_TORCHRUN=1" in workspace.refused(UsageError)
+
+    def test_ray_in_other_stages_is_llamafactorys(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[Any] = []
+        monkeypatch.setenv("USE_RAY", "1")
+        from llamafactory_plugin.dispatch import ray_training_function
+
+        config = {"args": {"stage": "sft"}, "callbacks": []}
+        ray_training_function(lambda *given: asked.append(given), "ray_args", config)
+        assert asked == [("ray_args", config)]
+
 
 def train_fields() -> dict[str, tuple[Any, Any]]:
     """Every argument of `train` with its default and type."""

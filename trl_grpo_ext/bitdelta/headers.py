@@ -57,6 +57,11 @@ def width(dtype: str) -> int:
     return torch.empty(0, dtype=DTYPES[dtype]).element_size()
 
 
+def is_dtype(value: Any) -> bool:
+    """Return whether a value is the name of a dtype."""
+    return isinstance(value, str) and value in DTYPES
+
+
 def is_size(value: Any) -> bool:
     """Return whether a value is a whole number that can be a size."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
@@ -92,7 +97,7 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
 
 def _tensor_header(file: Path, name: str, entry: Any, room: int) -> TensorHeader:
     where = f"{name} in {file.name}"
-    if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES:
+    if not isinstance(entry, dict) or not is_dtype(entry.get("dtype")):
         raise HeaderError(f"{where}: unknown dtype {entry.get('dtype') if isinstance(entry, dict) else entry!r}.")
     shape: Any = entry.get("shape")
     offsets: Any = entry.get("data_offsets")

@@ -78,10 +78,18 @@ class CheckpointSource(Source):
         return list(self._headers)
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor, mapped from its file: do not write to it."""
+        """Return a tensor, mapped from its file: do not write to it.
+
+        Raises:
+            BitDeltaError: the file's header contradicts itself.
+        """
         file = self._headers[name].file
         if file not in self._opened:
-            self._opened[file] = safe_open(file, "pt")
+            try:
+                self._opened[file] = safe_open(file, "pt")
+            except Exception as error:
+                # safetensors has an exception of its own, which it derives from Exception alone.
+                raise BitDeltaError(f"{file}: {error}") from error
         return self._opened[file].get_tensor(name)
 
     def checksum(self, name: str) -> int:
@@ -96,9 +104,14 @@ class CheckpointSource(Source):
         return header.dtype, list(header.shape)
 
     def config(self) -> dict[str, Any]:
-        """Return config.json."""
+        """Return config.json.
+
+        Raises:
+            BitDeltaError: it is no JSON object.
+        """
         assert self.folder is not None
-        return read_json(self.folder / "config.json") if (self.folder / "config.json").is_file() else {}
+        file = self.folder / "config.json"
+        return read_object(file) if file.is_file() else {}
 
 
 class ModelSource(Source):
@@ -151,15 +164,36 @@ def read_json(file: Path) -> Any:
         raise BitDeltaError(f"{file}: can't be read ({' '.join(str(error).split())}).") from error
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the mapping that a JSON file holds.
+
+    Raises:
+        BitDeltaError: it is missing, no JSON, or something else.
+    """
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise BitDeltaError(f"{file} must hold a JSON object, not {type(found).__name__}.")
+    return found
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files in an index; names only: an index may not reach out of its folder."""
+    places = read_object(index).get("weight_map", {})
+    names = list(places.values()) if isinstance(places, dict) else [places]
+    wrong = [name for name in names if not isinstance(name, str) or not name or name != os.path.basename(name)]
+    if wrong or not names:
+        raise BitDeltaError(f"{index}: weight_map must name files beside it, not {(wrong or names)[:1]!r:.100}.")
+    return sorted(set(names))
+
+
 def checkpoint_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint folder.
 
     Raises:
-        BitDeltaError: there are none, or one that the index names is missing.
+        BitDeltaError: there are none, or one that the index names is missing or lies elsewhere.
     """
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map", {})
-        files = [folder / name for name in sorted(set(weight_map.values()))]
+        files = [folder / name for name in _shards(folder / INDEX)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise BitDeltaError(f"{folder}: the shard {missing[0]} is missing.")

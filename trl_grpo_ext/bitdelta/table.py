@@ -9,7 +9,7 @@ from typing import Any
 
 from trl_grpo_ext.bitdelta.codecs import FREE, layout
 from trl_grpo_ext.bitdelta.errors import DamagedDeltaError
-from trl_grpo_ext.bitdelta.headers import DTYPES, NAMES, is_shape, is_size, width
+from trl_grpo_ext.bitdelta.headers import DTYPES, NAMES, is_dtype, is_shape, is_size, width
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "bitdelta_config.json"
@@ -119,7 +119,7 @@ def _entry(name: str, data: Any) -> Entry:
     entry = Entry(**data)
     rules = {
         "codec": isinstance(entry.codec, str),
-        "dtype": entry.dtype in DTYPES,
+        "dtype": is_dtype(entry.dtype),
         "shape": is_shape(entry.shape),
         "file": entry.file is None or _is_file_name(entry.file),
         "base": entry.base is None or _is_base(entry.base),
@@ -143,7 +143,7 @@ def _is_parameter(value: Any) -> bool:
 
 def _is_base(value: Any) -> bool:
     known = isinstance(value, dict) and set(value) == {"dtype", "shape", "crc32"}
-    return known and value["dtype"] in DTYPES and is_shape(value["shape"]) and is_size(value["crc32"])
+    return known and is_dtype(value["dtype"]) and is_shape(value["shape"]) and is_size(value["crc32"])
 
 
 def _check_codec(name: str, entry: Entry) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trl_grpo_ext._terminal import visible
 from trl_grpo_ext.cli.experience_arguments import parser
 from trl_grpo_ext.experience import (
     Episode,
@@ -44,8 +45,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def shorten(text: str, width: int = WIDTH) -> str:
-    """Return a text on one line of at most `width` characters."""
-    line = " ".join(text.split())
+    """Return a text on one line of at most `width` characters, without what a terminal would obey."""
+    line = visible(" ".join(text.split()))
     return line if len(line) <= width else f"{line[: width - 3]}..."
 
 

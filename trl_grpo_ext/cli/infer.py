@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trl_grpo_ext._terminal import visible
 from trl_grpo_ext.cli.infer_arguments import check, parser
 from trl_grpo_ext.experience import ExperienceError
 from trl_grpo_ext.training_free import (
@@ -97,7 +98,7 @@ def _is_message(item: Mapping[str, Any]) -> bool:
 def _print(answer: str | BackendError) -> int:
     if isinstance(answer, BackendError):
         raise answer
-    print(answer)
+    print(visible(answer) if sys.stdout.isatty() else answer)
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import Self
 
 from trl_grpo_ext.experience import replication
 from trl_grpo_ext.experience.config import ExperienceConfig
-from trl_grpo_ext.experience.errors import ConfigChangedError, translated
+from trl_grpo_ext.experience.errors import ConfigChangedError, LibraryDamagedError, translated
 from trl_grpo_ext.experience.replication import Changes
 from trl_grpo_ext.experience.rows import Change
 from trl_grpo_ext.experience.schema import connect_read_only
@@ -31,6 +31,15 @@ def _snapshot_file(path: Path | None, storage: str) -> SnapshotFile | None:
         raise ValueError('storage="snapshot" needs a path to write the snapshots to.')
     wanted = path is not None and (storage == "snapshot" or (storage == "auto" and on_network(path.absolute())))
     return SnapshotFile(path) if wanted and path is not None else None
+
+
+def _config_of(source: sqlite3.Connection, name: str) -> ExperienceConfig:
+    with translated(name):
+        row = source.execute("SELECT value FROM meta WHERE key = 'config'").fetchone()
+    try:
+        return ExperienceConfig.from_mapping(json.loads(row[0] if row else "{}"))
+    except (TypeError, ValueError) as error:
+        raise LibraryDamagedError(f"{name}: the settings of the file are damaged ({error}).") from error
 
 
 class LibraryFile:
@@ -164,9 +173,11 @@ class LibraryFile:
             source.close()
 
     def _replace(self, source: sqlite3.Connection) -> None:
+        # Before anything is replaced: what raises leaves this library as it was.
+        config = _config_of(source, self.name)
         with translated(self.name):
             self._store.replace(source)
-        self.config = ExperienceConfig.from_mapping(json.loads(self._store.meta("config") or "{}"))
+        self.config = config
         self._forget_caches()
 
     def _forget_caches(self) -> None:

@@ -70,7 +70,7 @@ class HTTPReward(RewardAdapter):
     def _request(self, service: Breaker, rows: list[dict[str, Any]]) -> list[Any]:
         answer = attempt(service.post, {"rows": rows})
         if not isinstance(answer, Exception):
-            answer = attempt(rewards_of, self.service.url, answer)
+            answer = attempt(rewards_of, self.service.shown, answer)
         return as_list(self.__name__, answer, len(rows))
 
     def outcomes(self, batch: RewardBatch) -> list[Any]:

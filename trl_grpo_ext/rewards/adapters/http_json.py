@@ -63,13 +63,14 @@ class Service:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or _bad_port(parts):
-            raise ValueError(f"url must be http://... or https://..., with a port up to 65535, not {self.url!r}.")
-        if parts.username is not None:
+        # First, and for what is no URL too: the other message repeats it.
+        if "@" in (parts.netloc if parts.scheme in ("http", "https") else self.url):
             raise ValueError(
                 f"url must not hold a user name or password (that of {parts.hostname} does); send them with `headers`, "
                 "or a token with `token_variable`."
             )
+        if parts.scheme not in ("http", "https") or not parts.hostname or _bad_port(parts):
+            raise ValueError(f"url must be http://... or https://..., with a port up to 65535, not {self.shown!r}.")
         if not self.timeout > 0:
             raise ValueError(f"timeout must be above 0 seconds, not {self.timeout!r}.")
         if not isinstance(self.retries, int) or self.retries < 0 or not self.backoff >= 0:
@@ -78,21 +79,30 @@ class Service:
                 f"and {self.backoff!r}."
             )
 
+    @property
+    def shown(self) -> str:
+        """The URL as messages have it: what follows the question mark may hold a key."""
+        plain, mark, _ = self.url.partition("?")
+        return f"{plain}?***" if mark else plain
+
+    def __repr__(self) -> str:
+        return f"Service(url={self.shown!r}, timeout={self.timeout!r}, token_variable={self.token_variable!r})"
+
     def post(self, payload: Any) -> Any:
         """POST `payload` as JSON and return the decoded answer.
 
         Raises:
-            ServiceError: no attempt succeeded; the message has the URL, the last cause and the number of attempts.
+            ServiceError: no attempt succeeded; the message has the URL without its query, the last cause and the number of attempts.
             TypeError, ValueError: `payload` can't be written as JSON.
         """
         body = json.dumps(payload, allow_nan=False).encode()
         for attempt in range(self.retries + 1):
             try:
-                return _decoded(self.url, *_exchange(self, body))
+                return _decoded(self.shown, *_exchange(self, body))
             except ServiceError as error:
                 if not error.transient or attempt == self.retries:
                     message = f"{error} (attempt {attempt + 1} of {self.retries + 1})"
-                    raise ServiceError(message, error.transient) from error
+                    raise ServiceError(_without_secrets(message, self), error.transient) from None
                 wait = self.backoff * 2**attempt * random.Random().uniform(1.0, 1.5)
                 time.sleep(min(max(wait, error.retry_after), MAX_WAIT))
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -115,9 +125,9 @@ class Breaker:
         self._lock = threading.Lock()
 
     @property
-    def url(self) -> str:
-        """The service's URL."""
-        return self.service.url
+    def shown(self) -> str:
+        """The service's URL, as messages have it."""
+        return self.service.shown
 
     def post(self, payload: Any) -> Any:
         """POST by `Service.post`.
@@ -126,7 +136,7 @@ class Breaker:
             ServiceError: as there, or because the service has failed too often.
         """
         if self._failures >= self.limit:
-            raise ServiceError(f"{self.url}: not asked, because {self._failures} requests of this call failed", True)
+            raise ServiceError(f"{self.shown}: not asked, because {self._failures} requests of this call failed", True)
         try:
             answer = self.service.post(payload)
         except ServiceError as error:
@@ -153,7 +163,7 @@ def _request_headers(service: Service) -> dict[str, str]:
     token = os.environ.get(service.token_variable)
     if not token:
         raise ServiceError(
-            f"the environment variable {service.token_variable!r} for the token of {service.url} is unset"
+            f"the environment variable {service.token_variable!r} for the token of {service.shown} is unset"
         )
     return headers | {"Authorization": f"Bearer {token}"}
 
@@ -214,11 +224,20 @@ def _exchange(service: Service, body: bytes) -> tuple[int, bytes, float]:
     try:
         return _answer(service, connection, body)
     except TimeoutError as error:
-        raise ServiceError(f"{service.url}: no answer within {service.timeout} s", transient=True) from error
+        raise ServiceError(f"{service.shown}: no answer within {service.timeout} s", transient=True) from error
     except (OSError, http.client.HTTPException) as error:
-        raise ServiceError(f"{service.url}: {type(error).__name__}: {error}", transient=True) from error
+        raise ServiceError(f"{service.shown}: {type(error).__name__}: {error}", transient=True) from error
     finally:
         connection.close()
+
+
+def _without_secrets(text: str, service: Service) -> str:
+    """A message without the token and the headers' values: a server may repeat in its answer what it was sent."""
+    token = os.environ.get(service.token_variable or "", "")
+    for secret in (token, *service.headers.values()):
+        # Shorter ones are words, such as a version.
+        text = text.replace(secret, "***") if len(secret) >= 8 else text
+    return text
 
 
 def _decoded(url: str, status: int, body: bytes, wait: float) -> Any:

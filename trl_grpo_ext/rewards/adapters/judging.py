@@ -66,7 +66,7 @@ def ask(service: Service | Breaker, model: str, system: str, material: Mapping[s
     except (KeyError, IndexError, TypeError):
         content = None
     if not isinstance(content, str):
-        raise ServiceError(f"{service.url}: no text in choices[0].message.content of {str(answer)[:200]!r}")
+        raise ServiceError(f"{service.shown}: no text in choices[0].message.content of {str(answer)[:200]!r}")
     return content
 
 

@@ -95,5 +95,5 @@ class OpenRLHFEndpoint(RewardAdapter):
         queries, prompts, labels = _texts(batch, self.label_column)
         answer = attempt(self.service.post, {"query": queries, "prompts": prompts, "labels": labels})
         if not isinstance(answer, Exception):
-            answer = attempt(rewards_of, self.service.url, answer)
+            answer = attempt(rewards_of, self.service.shown, answer)
         return as_list(self.__name__, answer, batch.size)
