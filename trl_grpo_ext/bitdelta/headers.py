@@ -92,8 +92,9 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
 
 def _tensor_header(file: Path, name: str, entry: Any, room: int) -> TensorHeader:
     where = f"{name} in {file.name}"
-    if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES:
-        raise HeaderError(f"{where}: unknown dtype {entry.get('dtype') if isinstance(entry, dict) else entry!r}.")
+    dtype = entry.get("dtype") if isinstance(entry, dict) else entry
+    if not isinstance(entry, dict) or not isinstance(dtype, str) or dtype not in DTYPES:
+        raise HeaderError(f"{where}: unknown dtype {dtype!r}.")
     shape: Any = entry.get("shape")
     offsets: Any = entry.get("data_offsets")
     if not is_shape(shape) or not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):

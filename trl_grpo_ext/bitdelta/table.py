@@ -104,6 +104,10 @@ def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
+def _is_dtype(value: Any) -> bool:
+    return isinstance(value, str) and value in DTYPES
+
+
 def _is_file_name(value: Any) -> bool:
     plain = isinstance(value, str) and "/" not in value and "\\" not in value
     return plain and value.startswith(STEM) and value.endswith(".safetensors")
@@ -119,7 +123,7 @@ def _entry(name: str, data: Any) -> Entry:
     entry = Entry(**data)
     rules = {
         "codec": isinstance(entry.codec, str),
-        "dtype": entry.dtype in DTYPES,
+        "dtype": _is_dtype(entry.dtype),
         "shape": is_shape(entry.shape),
         "file": entry.file is None or _is_file_name(entry.file),
         "base": entry.base is None or _is_base(entry.base),
@@ -143,7 +147,7 @@ def _is_parameter(value: Any) -> bool:
 
 def _is_base(value: Any) -> bool:
     known = isinstance(value, dict) and set(value) == {"dtype", "shape", "crc32"}
-    return known and value["dtype"] in DTYPES and is_shape(value["shape"]) and is_size(value["crc32"])
+    return known and _is_dtype(value["dtype"]) and is_shape(value["shape"]) and is_size(value["crc32"])
 
 
 def _check_codec(name: str, entry: Entry) -> None:
