@@ -21,7 +21,7 @@ PLUGIN = "llamafactory_plugin"
 FEATURES = {"losses", "rewards", "batching", "experience", "training_free", "bitdelta", "evaluation", "serving"}
 FEATURES |= {"cli", "gym", "health", "report"}
 MAY_USE = {"training_free": {"experience", "rewards"}, "serving": {"experience"}, "cli": FEATURES - {"cli"}}
-MAY_USE["gym"] = {"experience", "rewards", "training_free"}
+MAY_USE["gym"] = {"bitdelta", "experience", "rewards", "training_free"}
 # Formulas and stores: testable, and usable, without TRL.
 PURE = {"advantages.py", "kl.py", "presets.py", "sampling.py", "self_certainty.py"}
 PURE_FOLDERS = {"losses"}

@@ -74,4 +74,6 @@ def table(
     rows += [
         {"arm": f"{kind}: {name}"} | sizes(report) | figures(loaded(path)) for name, (path, report) in found.items()
     ]
-    return [*rows, {"arm": f"{kind}: fine-tuned", "linear_bits": 16.0, "all_bits": 16.0} | figures(tuned)]
+    report = next(iter(found.values()))[1]
+    whole = 8.0 * report.full_bytes / sum(entry.numel for entry in report.tensors.values())
+    return [*rows, {"arm": f"{kind}: fine-tuned", "linear_bits": whole, "all_bits": whole} | figures(tuned)]

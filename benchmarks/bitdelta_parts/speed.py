@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from bitdelta_parts.tensors import normal, rl_like, step_size
 from trl_grpo_ext.bitdelta import BitDeltaConfig, DeltaModel, compress
-from trl_grpo_ext.bitdelta.codecs import decode, encoded_signs
+from trl_grpo_ext.bitdelta.codecs import add_delta, decode, encoded_signs
 from trl_grpo_ext.bitdelta.ladder import Ladder
 from trl_grpo_ext.bitdelta.signs import sign_code
 from trl_grpo_ext.bitdelta.sparse import sparse_code, sparse_decode
@@ -22,19 +23,38 @@ DENSITY = 0.05
 ROUNDS = 9
 
 
-def alternated(arms: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Return the least CPU seconds of every arm, whose calls take turns.
+def alternated(
+    arms: dict[str, Callable[[], Any]],
+    rounds: int = ROUNDS,
+    clock: Callable[[], float] = time.process_time,
+    before_each: Mapping[str, Callable[[], Any]] | None = None,
+) -> dict[str, float]:
+    """Return the least seconds of every arm, whose calls take turns; `before_each` runs before an arm, and is not counted.
 
-    On one thread they are the wall-clock seconds of an idle machine; on a busy one a long call waits for others in the
-    middle, a short one does not, and wall-clock ratios would be of the load.
+    CPU seconds on one thread are the wall-clock seconds of an idle machine; on a busy one a long call waits for others in
+    the middle, a short one does not, and wall-clock ratios would be of the load. Reading from a disk takes no CPU seconds.
     """
     best = dict.fromkeys(arms, float("inf"))
     for _ in range(rounds):
         for name, function in arms.items():
-            before = time.process_time()
+            (before_each or {}).get(name, lambda: None)()
+            before = clock()
             function()
-            best[name] = min(best[name], time.process_time() - before)
+            best[name] = min(best[name], clock() - before)
     return best
+
+
+def evict(folder: Path) -> None:
+    """Take a checkpoint's files out of the page cache, so that the next load reads the disk."""
+    for file in folder.glob("*.safetensors"):
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def touched(model: Any) -> float:
+    """Read a number of every page of the weights: loading maps a file, and reads nothing before that."""
+    return sum(float(weight.detach().view(-1)[::1024].sum()) for weight in model.parameters())
 
 
 def published_packing(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +65,11 @@ def published_packing(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bandwidth(side: int) -> list[dict[str, Any]]:
-    """Compress and materialise one matrix, beside copy, add and the published packing."""
+    """Compress and materialise one matrix, beside copy, add and the published packing.
+
+    Copy, add and materialise write to weights that are there, as a swap does; to a new tensor, for which the system must
+    find memory first, both copy and materialise are measured as well.
+    """
     base = normal((side, side), 0, 0.02).bfloat16()
     tuned = (base.float() + normal((side, side), 1, 1e-3)).bfloat16()
     out, shape = torch.empty_like(base), [side, side]
@@ -54,12 +78,14 @@ def bandwidth(side: int) -> list[dict[str, Any]]:
     arms: dict[str, Callable[[], Any]] = {
         "bf16 add": lambda: torch.add(base, tuned, out=out),
         "bf16 copy": lambda: out.copy_(base),
+        "bf16 copy to a new tensor": base.clone,
         "compress, sign and row scale": lambda: sign_code(base, tuned, 1, "row", None),
         "compress, the whole ladder": lambda: ladder.choose("mlp.weight", base, tuned),
-        "materialise": lambda: decode(item, base, shape, torch.bfloat16, torch.bfloat16),
+        "materialise": lambda: add_delta(item, base, out),
+        "materialise a new tensor": lambda: decode(item, base, shape, torch.bfloat16, torch.bfloat16),
     }
     best = alternated(arms) | alternated({"compress, published packing": lambda: published_packing(base, tuned)}, 3)
-    moved = {name: one if name in ("bf16 copy", "materialise") else 2 * one for name in best}
+    moved = {name: one if "copy" in name or "materialise" in name else 2 * one for name in best}
     return [{"arm": name, "side": side, "GB_per_s": round(moved[name] / seconds, 3)} for name, seconds in best.items()]
 
 
@@ -116,10 +142,12 @@ def _swaps(folder: Path, base: Any, kind: str, dense: bool) -> dict[str, Any]:
         compress(folder / "base", tuned, delta, BitDeltaConfig(max_rank=0))
         served.load(name, delta)
     arms = {
-        "full_load_s": lambda: AutoModelForCausalLM.from_pretrained(tuned, torch_dtype="auto"),
-        "swap_s": lambda: served.activate("a" if served.active == "b" else "b"),
+        "cold_load_s": lambda: touched(AutoModelForCausalLM.from_pretrained(tuned, torch_dtype="auto")),
+        "cached_load_s": lambda: touched(AutoModelForCausalLM.from_pretrained(tuned, torch_dtype="auto")),
+        "swap_s": lambda: touched(served.activate("a" if served.active == "b" else "b")),
     }
     megabytes = {"checkpoint_MB": sum(p.numel() for p in base.parameters()) * 2 / 1e6}
     megabytes["resident_MB_per_variant"] = served.nbytes("a") / 1e6
-    times = {name: round(seconds, 4) for name, seconds in alternated(arms, 6).items()}
+    best = alternated(arms, 6, time.perf_counter, {"cold_load_s": lambda: evict(tuned)})
+    times = {name: round(seconds, 4) for name, seconds in best.items()}
     return {"arm": f"swap, {kind}"} | {name: round(size, 1) for name, size in megabytes.items()} | times

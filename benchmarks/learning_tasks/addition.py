@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,10 +70,10 @@ def sft_batch(tokenizer: Tokenizer, rows: list[dict[str, str]]) -> dict[str, Any
     return {**batch, "labels": labels}
 
 
-def warm_start(seed: int) -> tuple[Model, Tokenizer]:
-    """A new model after SFT up to the target."""
+def warm_start(seed: int, make_model: Callable[[Tokenizer, int], Model] | None = None) -> tuple[Model, Tokenizer]:
+    """A new model, by default the quickstart's, after SFT up to the target."""
     tokenizer = quickstart.make_tokenizer()
-    model, draw = quickstart.make_model(tokenizer, seed), random.Random(seed)
+    model, draw = (make_model or quickstart.make_model)(tokenizer, seed), random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=SFT_LEARNING_RATE)
     model.train()
     for step in range(1, SFT_LAST + 1):
@@ -91,17 +92,21 @@ def start_folder(seed: int, cache: Path) -> Path:
     return cache / f"addition-{recipe}-seed{seed}"
 
 
-def start(seed: int, cache: Path) -> Path:
-    """The folder with the warm start of a seed, made when it is not there yet."""
-    folder = start_folder(seed, cache)
+def kept(folder: Path, made: Callable[[], tuple[Model, Tokenizer]]) -> Path:
+    """The folder with what `made` makes, made when it is not there yet."""
     if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         # Written beside and renamed: an interrupted run leaves no half folder under the final name.
-        with tempfile.TemporaryDirectory(dir=cache) as unfinished:
-            for part in warm_start(seed):
+        with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+            for part in made():
                 part.save_pretrained(Path(unfinished) / "model")
             (Path(unfinished) / "model").rename(folder)
     return folder
+
+
+def start(seed: int, cache: Path) -> Path:
+    """The folder with the warm start of a seed."""
+    return kept(start_folder(seed, cache), lambda: warm_start(seed))
 
 
 TASK = Task(

@@ -37,7 +37,8 @@ def train(base, output, callback, **options):
     settings |= {"report_to": "none", "use_cpu": True, "disable_tqdm": True} | options
     model = AutoModelForCausalLM.from_pretrained(base)
     arguments = TrainingArguments(output_dir=str(output), **settings)
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[callback] if callback else None)
+    given = {"train_dataset": rows, "eval_dataset": rows[:2], "callbacks": [callback] if callback else None}
+    trainer = Trainer(model=model, args=arguments, **given)
     trainer.train()
     return trainer
 
@@ -62,6 +63,14 @@ def test_without_checkpoints_the_model_is_saved_for_it(base, tmp_path):
     trainer = train(base, tmp_path, callback, save_strategy="no")
     assert same(tmp_path / "bitdelta", trainer.model)
     assert [folder.name for folder in tmp_path.iterdir()] == ["bitdelta"]
+
+
+def test_the_best_model_where_that_is_what_training_ends_with(base, tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = train(base, tmp_path, BitDeltaCallback(LOSSLESS), eval_strategy="steps", eval_steps=1, **best)
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    assert same(tmp_path / "bitdelta", AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-1"))
+    assert not same(tmp_path / "bitdelta", AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2"))
 
 
 def test_training_is_the_same_with_it(base, tmp_path):

@@ -2,14 +2,16 @@
 
 import contextlib
 import math
+import tracemalloc
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_grpo_ext.bitdelta.codecs import Encoded, decode, encoded_signs, layout
+from trl_grpo_ext.bitdelta.codecs import Encoded, add_delta, decode, encoded_signs, layout
 from trl_grpo_ext.bitdelta.errors import DamagedDeltaError
+from trl_grpo_ext.bitdelta.narrow import may_add_narrow
 from trl_grpo_ext.bitdelta.packing import SignPacker, SignUnpacker, unpack_signs
 from trl_grpo_ext.bitdelta.signs import sign_code
 from trl_grpo_ext.bitdelta.sparse import SparseCode, sparse_code, sparse_decode
@@ -73,8 +75,42 @@ def test_sign_codes_decode_to_what_they_say(rows, columns, masks, scale, group, 
     decoded = decode(item, base, [rows, columns], torch.float32, torch.float32)
     torch.testing.assert_close(decoded, base + coded, rtol=1e-6, atol=1e-6)
     left = float(((base + delta).sub(base) - coded).double().square().sum() / delta.double().square().sum())
-    # Group scales are rounded to bfloat16, at most by 1 / 256.
+    # Scales of rows and groups are rounded to bfloat16, at most by 1 / 256.
     assert math.isclose(1 - left, code.share, abs_tol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    SIDES,
+    st.sampled_from([8, 40, 70, 384]),
+    st.sampled_from([None, 8, 16, 128]),
+    st.integers(1, 2),
+    st.booleans(),
+    SEEDS,
+)
+def test_adding_in_bfloat16_is_adding_in_float32_and_rounding_once(rows, columns, group, masks, negative, seed):
+    """Bit for bit, also with the negative scales that a fit to inputs may give."""
+    base = normal((rows, columns), seed, 0.02).bfloat16()
+    tuned = base + normal((rows, columns), seed + 1, 1e-3).bfloat16()
+    code = sign_code(base, tuned, masks, "group" if group else "row", group)
+    if negative:
+        code.scales[0, 0] = -code.scales[0, 0]
+    item = encoded_signs(code, "group" if group else "row")
+    out = torch.empty_like(base)
+    assert may_add_narrow(code, base, out) == (masks == 1 and columns % 8 == 0 and columns % code.group == 0)
+    wide = (base.float() + code.tile(0, rows)).bfloat16()
+    assert torch.equal(bits_of(add_delta(item, base, out)), bits_of(wide))
+
+
+@settings(max_examples=30, deadline=None)
+@given(SIDES, st.integers(1, 70), SEEDS)
+def test_bfloat16_deltas_have_the_signs_and_sizes_of_float32(rows, columns, seed):
+    base = normal((rows, columns), seed, 0.02).bfloat16()
+    tuned = (base.float() + normal((rows, columns), seed + 1, 1e-2)).bfloat16()
+    narrow, wide = (sign_code(*pair, 1, "row", None) for pair in ((base, tuned), (base.float(), tuned.float())))
+    assert torch.equal(narrow.signs, wide.signs)
+    torch.testing.assert_close(narrow.scales, wide.scales, rtol=1e-2, atol=0)
+    assert math.isclose(narrow.share, wide.share, abs_tol=5e-3)
 
 
 @settings(max_examples=30, deadline=None)
@@ -164,8 +200,12 @@ def test_a_deflate_bomb_gives_out_no_more_than_the_base():
     bomb = coder.compress(bytes(50_000_000)) + coder.flush()
     data = torch.frombuffer(bytearray(bomb), dtype=torch.uint8)
     lengths = torch.tensor([[0, len(bomb), 0, 0]])
+    tracemalloc.start()
     with pytest.raises(DamagedDeltaError, match="instead of 100"):
         sparse_decode(SparseCode(data, lengths), base)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`grpo-ext bitdelta` as a user runs it."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.bitdelta.conftest import save, tiny
+from tests.bitdelta.test_callback import tokenizer
 from trl_grpo_ext.cli.bitdelta import main, read_prompts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,6 +44,24 @@ def test_the_whole_way(run, pair, tmp_path):
     folders = (tmp_path / "applied", tmp_path / "exported")
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype="auto") for folder in folders]
     assert [model.dtype for model in models] == [torch.bfloat16, torch.float32]
+
+
+def test_distill(run, pair, made, tmp_path):
+    tuned, prompts = shutil.copytree(pair[1], tmp_path / "tuned"), tmp_path / "prompts.txt"
+    tokenizer().save_pretrained(tuned)
+    prompts.write_text("1 2 3\n4 5 6 7\n")
+    options = ["--prompts", prompts, "--steps", 2, "--json"]
+    status, out, error = run("distill", made[0], tuned, tmp_path / "better", *options)
+    assert status == 0, error
+    assert json.loads(out)["fits"] == {"distill": json.loads(out)["codecs"]["sign"]}
+    assert run("verify", tmp_path / "better")[0] == 0
+    assert "is not empty" in run("distill", made[0], tuned, tmp_path / "better", *options)[2]
+    assert "it has no sign codes" in run("distill", made[1], tuned, tmp_path / "out", *options)[2]
+    assert "steps and rate must be" in run("distill", made[0], tuned, tmp_path / "out", *options, "--steps", 0)[2]
+    other = save(tiny(intermediate_size=96), tmp_path / "other")
+    tokenizer().save_pretrained(other)
+    assert "it is not the model that" in run("distill", made[0], other, tmp_path / "out", *options)[2]
+    assert not (tmp_path / "out").exists()
 
 
 def test_refusals_are_one_line(run, pair, made, tmp_path):

@@ -1,10 +1,7 @@
 """Bad input: refused with the tensor's name, nothing allocated for it, and the target as it was."""
 
 import json
-import os
-import random
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 import torch
@@ -85,6 +82,8 @@ LIES = {
     "a negative shape": {"shape": [-1, 64]},
     "a shape of words": {"shape": ["80", 64]},
     "an unknown dtype": {"dtype": "F9"},
+    "a dtype of lists": {"dtype": []},
+    "a base's dtype of lists": {"base": {"dtype": {}, "shape": [80, 64], "crc32": 1}},
     "another dtype": {"dtype": "F64", "codec": "raw"},
     "an unknown codec": {"codec": "zip"},
     "codec of other parts": {"codec": "low_rank"},
@@ -104,6 +103,11 @@ LIES = {
 def test_a_table_that_lies(lie, delta, tmp_path):
     change_table(delta, lambda data: data["tensors"][NAME].update(LIES[lie]))
     refused(delta, tmp_path)
+
+
+def test_a_file_outside_under_a_good_name(delta, tmp_path):
+    change_table(delta, lambda data: data["tensors"][NAME].update(file="bitdelta_model/../../a.safetensors"))
+    refused(delta, tmp_path, match=f"{NAME}: file is not what the format has")
 
 
 def test_a_low_rank_code_can_not_claim_a_huge_tensor(delta, tmp_path):
@@ -154,7 +158,7 @@ def test_the_wrong_base(pair, made, tmp_path):
 def test_one_weight_of_the_base_is_enough(pair, made, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(pair[0])
+    model = AutoModelForCausalLM.from_pretrained(pair[0], dtype="auto")
     with torch.no_grad():
         model.get_parameter(NAME)[3, 4] += 1
     with pytest.raises(WrongBaseError, match=NAME):
@@ -228,67 +232,24 @@ def test_other_models_are_refused(pair, tmp_path):
         bitdelta.compress(pair[0], tmp_path, tmp_path / "out")
 
 
-LIMITED = """
-import resource, sys
-import trl_grpo_ext.bitdelta as bitdelta
-limit = int(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-base, tuned, delta, out = sys.argv[2:]
-for work in (lambda: bitdelta.compress(base, tuned, out, overwrite=True), lambda: bitdelta.export(delta, out, overwrite=True)):
-    try:
-        work()
-    except bitdelta.BitDeltaError as error:
-        print(error)
-"""
+@pytest.fixture
+def small_disk():
+    """No file may grow beyond 9,000 bytes."""
+    resource = pytest.importorskip("resource", reason="resource limits are POSIX's")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="resource limits are POSIX's")
-def test_a_full_disk_in_the_middle(pair, made, tmp_path):
+def test_a_full_disk_in_the_middle(pair, made, tmp_path, small_disk):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept").write_text("kept")
-    command = [sys.executable, "-c", LIMITED, "9000", *map(str, pair), str(made[1]), str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.stdout.count("there is no room for it") == 2, result.stdout + result.stderr
+    for work in (partial(bitdelta.compress, *pair), partial(bitdelta.export, made[1])):
+        with pytest.raises(BitDeltaError, match="there is no room for it"):
+            work(tmp_path / "out", overwrite=True)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["kept"]
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
-
-
-def fuzz(folder, seed):
-    """Change a few bytes of one file, or its length."""
-    random_ = random.Random(seed)
-    file = folder / random_.choice([FILE, "bitdelta_config.json"])
-    data = bytearray(file.read_bytes())
-    # Most in the header, whose numbers decide what is allocated.
-    end = min(len(data), 4000) if random_.random() < 0.7 else len(data)
-    for _ in range(random_.randint(1, 4)):
-        data[random_.randrange(end)] = random_.randrange(256)
-    if random_.random() < 0.2:
-        data = data[: random_.randrange(len(data))]
-    file.write_bytes(data)
-
-
-def test_fuzzed_files_never_crash_nor_allocate(pair, made, exact, tmp_path):
-    """200 damaged deltas: ours or a whole tensor, and at most a few times the checkpoint's bytes at any time."""
-    import tracemalloc
-
-    originals = {file: (exact / file).read_bytes() for file in (FILE, "bitdelta_config.json")}
-    size = (pair[1] / "model.safetensors").stat().st_size
-    outcomes = {"refused": 0, "whole": 0}
-    tracemalloc.start()
-    for seed in range(200):
-        fuzz(exact, seed)
-        try:
-            bitdelta.verify(exact, pair[0])
-            outcomes["whole"] += 1
-        except BitDeltaError:
-            outcomes["refused"] += 1
-        for file, data in originals.items():
-            (exact / file).write_bytes(data)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    # Torch's memory is not traced, Python's and numpy's is.
-    assert peak < 20 * size + 50_000_000
-    assert outcomes["refused"] > 150, outcomes
 
 
 def test_settings_are_kept(pair, tmp_path):

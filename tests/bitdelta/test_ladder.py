@@ -5,7 +5,9 @@ import torch
 
 from trl_grpo_ext.bitdelta import BitDeltaConfig, TensorError
 from trl_grpo_ext.bitdelta.codecs import decode
+from trl_grpo_ext.bitdelta.exact import changed_rows
 from trl_grpo_ext.bitdelta.ladder import Ladder
+from trl_grpo_ext.bitdelta.low_rank import may_be_low_rank
 
 SHAPE = (256, 512)
 
@@ -70,6 +72,15 @@ def test_merged_lora_is_low_rank():
     assert choice.explained >= 0.95
 
 
+def test_a_sample_of_low_rank_is_not_believed():
+    """The rows that are looked at first are of rank 1, and most of the energy is in the others."""
+    delta = normal(1) * 1e-2
+    sampled = torch.linspace(0, 255, 20).long()
+    delta[sampled] = normal(2, (20, 1)) @ normal(3, (1, 512)) * 1e-2
+    assert may_be_low_rank(torch.zeros(SHAPE), delta, 10, 0.95)
+    assert choose(delta)[1].item.codec == "sign"
+
+
 def test_signs_and_low_rank_residual_when_asked_for():
     """Row scales can't follow a rank-1 part, and the residual's SVD can."""
     delta = normal(1) * 1e-2 + torch.outer(normal(2)[:, 0], normal(3)[0]) * 1e-2
@@ -86,6 +97,12 @@ def test_a_few_rows_of_an_embedding():
     delta[[3, 17]] = 1.0
     _, choice = choose(delta, "model.embed_tokens.weight")
     assert choice.item.codec == "rows" and choice.item.parts["index"].tolist() == [3, 17]
+
+
+def test_one_weight_far_to_the_right():
+    base, changed = normal().bfloat16(), normal().bfloat16()
+    changed[17, 500] += 1
+    assert [found if isinstance(found, int) else found.tolist() for found in changed_rows(base, changed)] == [1, [17]]
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight", "norm.weight"])

@@ -1,4 +1,7 @@
-"""Memory: a checkpoint of any size passes through in tensors, not in models. Mapped pages do not count."""
+"""In a process of its own: without our import nothing loads, and compressing takes the memory of tensors, not of models.
+
+Mapped pages do not count. Both stand in one test, since a process that imports transformers is most of its time.
+"""
 
 import subprocess
 import sys
@@ -10,6 +13,14 @@ import sys, threading, time
 import torch
 from pathlib import Path
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+try:
+    AutoModelForCausalLM.from_pretrained(sys.argv[4])
+    raise SystemExit("the delta was loaded by a transformers that does not know of deltas")
+except ValueError as error:
+    print("bitdelta" in str(error))
+
 import trl_grpo_ext.bitdelta as bitdelta
 
 torch.set_num_threads(1)
@@ -48,10 +59,12 @@ print(peak[0] - before, 2 * side * side)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RssAnon is Linux's")
-def test_peak_memory_is_a_few_tensors(tmp_path):
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), "16", "1024"]
+def test_without_the_import_loading_fails_closed_and_peak_memory_is_a_few_tensors(tmp_path, made):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), "16", "1024", str(made[0])]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    peak, tensor = map(int, result.stdout.split())
+    refused, figures = result.stdout.split("\n", 1)
+    assert refused == "True"
+    peak, tensor = map(int, figures.split())
     # 16 tensors of 2 MB: two models would be 64 MB.
     assert peak < 2 * tensor + 30_000_000, (peak, tensor)

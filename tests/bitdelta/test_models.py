@@ -1,68 +1,15 @@
 """Checkpoints of real model classes, compressed, loaded, exported and applied."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import Qwen3ForCausalLM
 
 import trl_grpo_ext.bitdelta as bitdelta
-from tests.bitdelta.conftest import HEADS, SIZES, perturb, save, tiny
+from tests.bitdelta.conftest import perturb, save, tiny
+from tests.bitdelta.test_contract_loading import LOSSLESS, MODELS, load, same
 from trl_grpo_ext.bitdelta import BitDeltaConfig, BitDeltaError, WrongBaseError, compress
-
-LOSSLESS = BitDeltaConfig(codec="lossless")
-
-
-def moe():
-    torch.manual_seed(0)
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES | HEADS | experts)).bfloat16()
-
-
-def gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=60, n_layer=2, n_head=4, n_positions=64)).bfloat16()
-
-
-MODELS = {
-    "tied": lambda: tiny(tie_word_embeddings=True),
-    "untied": lambda: tiny(tie_word_embeddings=False),
-    "experts": moe,
-    "conv1d, width 60": gpt2,
-    "float32": lambda: tiny(torch.float32),
-}
-
-
-def same(first, second):
-    ours, theirs = first.state_dict(), second.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def load(folder, **options):
-    # transformers 4 loads float32 unless it is told otherwise.
-    return AutoModelForCausalLM.from_pretrained(folder, **{"dtype": "auto"} | options)
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_lossless_is_bit_exact_through_auto_model(kind, tmp_path):
-    model = MODELS[kind]()
-    base, tuned = save(model, tmp_path / "base"), save(perturb(model), tmp_path / "tuned")
-    report = compress(base, tuned, tmp_path / "delta", LOSSLESS)
-    assert report.lossless
-    loaded, wanted = load(tmp_path / "delta"), load(tuned)
-    assert type(loaded) is type(wanted) and loaded.dtype == wanted.dtype
-    assert same(loaded, wanted)
-    tokens = torch.arange(12)[None]
-    assert torch.equal(loaded(tokens).logits, wanted(tokens).logits)
 
 
 @pytest.mark.parametrize("kind", ["tied", "experts", "conv1d, width 60"])
@@ -109,11 +56,11 @@ def test_other_shard_layouts_of_base_and_fine_tuned_model(pair, made, tmp_path):
     assert same(load(made[1], base=tmp_path / "base"), tuned)
 
 
-def test_apply_in_place_and_a_hundred_swaps(pair, made):
-    """The base's bytes never change: every swap starts from them."""
+def test_apply_in_place_again_and_again(pair, made):
+    """From the base's own bytes every time; `DeltaModel` has the test of a hundred swaps."""
     base, tuned = (load(folder) for folder in pair)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    for turn in range(100):
+    for turn in range(6):
         bitdelta.apply(base, made[turn % 2])
         assert same(base, tuned) == (turn % 2 == 1)
         base.load_state_dict(before)
@@ -126,6 +73,17 @@ def test_apply_twice_is_refused_and_changes_nothing(pair, made):
     with pytest.raises(WrongBaseError, match="weights in the model are others"):
         bitdelta.apply(base, made[1])
     assert same(base, load(pair[1]))
+
+
+def test_a_wrong_last_tensor_is_refused_before_the_first_changes(pair, made):
+    base = load(pair[0])
+    last = list(bitdelta.inspect(made[1]).tensors)[-1]
+    with torch.no_grad():
+        base.state_dict()[last].view(-1)[0] += 1
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    with pytest.raises(WrongBaseError, match=last):
+        bitdelta.apply(base, made[1])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
 
 
 def test_models_in_memory_and_their_ties(tmp_path):
@@ -176,27 +134,6 @@ def test_deltas_below_the_base_precision_survive_in_float32(tmp_path):
     assert load(tmp_path / "delta", dtype="bfloat16").dtype == torch.bfloat16
     with pytest.warns(UserWarning, match="below its precision"):
         bitdelta.export(tmp_path / "delta", tmp_path / "narrow", dtype=torch.bfloat16)
-
-
-@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
-def test_the_dtype_asked_for(name, pair, made):
-    plain = AutoModelForCausalLM.from_pretrained
-    assert plain(made[0]).dtype == plain(pair[0]).dtype
-    assert plain(made[0], **{name: torch.float32}).dtype == torch.float32
-    assert plain(made[0], **{name: "auto"}).dtype == torch.bfloat16
-
-
-def test_device_map_and_other_options(made):
-    model = load(made[1], device_map="cpu", attn_implementation="eager")
-    assert model.config._attn_implementation == "eager" and model.device.type == "cpu"
-    with pytest.raises(BitDeltaError, match="export it"):
-        load(made[1], quantization_config={"load_in_4bit": True})
-
-
-def test_without_the_import_loading_fails_closed(made):
-    code = "import sys; from transformers import AutoModelForCausalLM as M; M.from_pretrained(sys.argv[1])"
-    result = subprocess.run([sys.executable, "-c", code, str(made[0])], capture_output=True, text=True)
-    assert result.returncode != 0 and "bitdelta" in result.stderr
 
 
 def test_the_folder_has_no_pickle_and_nothing_that_loads_by_accident(made):

@@ -72,11 +72,9 @@ def test_least_squares_scales_are_optimal(scale, masks):
     """No change of any scale lowers the error of the outputs, and mean scales are no better."""
     base, delta, inputs = problem(6, 48)
     mean = sign_code(base, delta, masks, scale, 16 if scale == "group" else None)
+    # bfloat16 scales would hide the optimum behind their rounding.
+    mean.scales = mean.scales.float()
     fitted = fit_to_inputs(mean, base, delta, inputs)
-    # bfloat16 group scales would hide the optimum behind their rounding.
-    if scale == "group":
-        mean.scales = mean.scales.float()
-        fitted = fit_to_inputs(mean, base, delta, inputs)
     best = output_errors(fitted, delta, inputs).sum()
     assert best < output_errors(mean, delta, inputs).sum()
     for place in range(fitted.scales.numel()):
@@ -92,7 +90,7 @@ def test_row_scales_are_the_closed_form():
     signs = unpack_signs(code.signs[0], 24)
     moments = inputs.T @ inputs
     wanted = ((signs @ moments) * delta).sum(1) / ((signs @ moments) * signs).sum(1)
-    torch.testing.assert_close(code.scales[0], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(code.scales[0].float(), wanted, rtol=4e-3, atol=1e-5)
 
 
 def test_a_layer_that_saw_nothing_keeps_mean_scales():

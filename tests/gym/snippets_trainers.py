@@ -96,16 +96,26 @@ def kl_penalties(stage):
     assert [gradient_config(config).beta for config in made_configs(stage)] == [0.01, 0.5]
 
 
-@snippet("000", 393, "none: BitDelta belongs to issue 8; its names are refused in one sentence")
+@snippet("000", 393, "a tiny Llama loaded from a folder, another one as reference, empty solutions")
 def bitdelta(stage):
-    with pytest.raises(ImportError, match="BitDeltaConfig is not part of"):
-        stage.execute(model=make_model(), ref_model=make_model(1), train_dataset=rows(2, solution="4"))
-    config = GRPOConfig(group_size=5, max_epochs=3, **SHORT)
+    from transformers import AutoModelForCausalLM
+
+    import trl_grpo_ext.bitdelta as bitdelta
+
+    model = stage.loaded("policy")
+    before = first_weight(model)
+    given = {"model": model, "ref_model": make_model(1), "train_dataset": rows(2, solution="")}
     with pytest.warns(UserWarning, match="ref_model is not used"):
-        trainer = GRPOTrainer(make_model(), make_model(1), config, tokenizer=stage.tokenizer)
-    trainer.train(rows(2, solution="4"))
-    with pytest.raises(AttributeError, match="compress_deltas is not part of"):
-        trainer.compress_deltas(None)
+        trainer = stage.execute(**given)["trainer"]
+    report = bitdelta.inspect(f"{trainer.args.output_dir}/bitdelta")
+    assert report.table.base["id"] == str(stage.folder / "policy") and report.density > 0.5
+    settings = report.table.settings
+    assert (settings["bits"], settings["group_size"], settings["safety_threshold"]) == (1, 128, 0.6)
+    assert report.summary()["codecs"]["sign"] > 2 and report.delta_bytes < report.full_bytes
+    # The snippet's last line keeps the whole model; the delta is beside it, and nearer to it than the base is.
+    wanted = first_weight(AutoModelForCausalLM.from_pretrained("compressed_model"))
+    found = first_weight(AutoModelForCausalLM.from_pretrained(f"{trainer.args.output_dir}/bitdelta"))
+    assert not torch.equal(before, wanted) and (found - wanted).norm() < (before - wanted).norm()
 
 
 class Hanzo:

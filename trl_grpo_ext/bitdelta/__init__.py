@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from trl_grpo_ext.bitdelta.auto import register
-from trl_grpo_ext.bitdelta.calibration import collect_inputs
+from trl_grpo_ext.bitdelta.calibration import collect_inputs, prompt_batches
 from trl_grpo_ext.bitdelta.compress import compress
 from trl_grpo_ext.bitdelta.config import BitDeltaConfig
 from trl_grpo_ext.bitdelta.errors import BitDeltaError, DamagedDeltaError, TensorError, WrongBaseError
@@ -44,6 +44,7 @@ __all__ = [
     "distill",
     "export",
     "inspect",
+    "prompt_batches",
     "verify",
 ]
 

@@ -9,7 +9,14 @@ import os
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from trl_grpo_ext.bitdelta.errors import BitDeltaError
 from trl_grpo_ext.bitdelta.materialise import open_base, tensors
@@ -99,6 +106,9 @@ class BitDeltaForCausalLM:
             kwargs[dtype_argument()] = dtype
         model = _model_class(inner).from_pretrained(None, *args, config=inner, state_dict=state, **kwargs)
         model.config._name_or_path = str(path)
+        # Made without a folder, the model has not seen the file of its generation settings.
+        if kwargs.get("generation_config") is None and (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
         return model
 
 

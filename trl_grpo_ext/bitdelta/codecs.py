@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from trl_grpo_ext.bitdelta.errors import DamagedDeltaError
+from trl_grpo_ext.bitdelta.narrow import add_narrow, may_add_narrow
 from trl_grpo_ext.bitdelta.packing import packed_width
 from trl_grpo_ext.bitdelta.scales import group_count
 from trl_grpo_ext.bitdelta.signs import SignCode, matrix, tile_rows
@@ -66,7 +67,7 @@ def _sign_layout(params: Mapping[str, Any], rows: int, columns: int) -> dict[str
     if scale not in ("matrix", "row", "group") or masks < 1 or group < 1:
         raise DamagedDeltaError(f"scale {scale!r}, masks {masks} and group {group} are no sign code")
     shapes = {"matrix": [masks], "row": [masks, rows], "group": [masks, rows, group_count(columns, group)]}
-    dtype = torch.bfloat16 if scale == "group" else torch.float32
+    dtype = torch.float32 if scale == "matrix" else torch.bfloat16
     return {"sign": (torch.uint8, [masks, rows, packed_width(columns)]), "scale": (dtype, shapes[scale])}
 
 
@@ -146,6 +147,9 @@ def add_delta(item: Encoded, base: Tensor, result: Tensor) -> Tensor:
     plane, target = matrix(base), matrix(result)
     rows, columns = plane.shape
     step = min(tile_rows(columns), max(rows, 1))
+    if item.codec == "sign" and may_add_narrow(sign_code_of(item, columns), plane, target):
+        add_narrow(sign_code_of(item, columns), plane, target, step)
+        return result
     code = sign_code_of(item, columns).reader(step) if "sign" in item.parts else None
     right = item.parts["b"].float() if "b" in item.parts else None
     wide = torch.empty(step, columns, device=plane.device)

@@ -32,7 +32,7 @@ class BitDeltaConfig:
         bits: sign masks of a dense delta, in [1, 4]; 1 is BitDelta (arXiv 2402.10193), each more one codes what the
             masks before it have left.
         group_size: weights of a row that share a scale, a multiple of 8; None: see `scale`.
-        scale: what shares a scale: "matrix" (BitDelta), "row" (the default; costs 32 bits per row), or "group", which
+        scale: what shares a scale: "matrix" (BitDelta), "row" (the default; costs 16 bits per row), or "group", which
             is what a `group_size` selects.
         fit: how scales are found: "mean" of |delta|; "activation", least squares on the layer's inputs, which needs
             prompts or inputs; "auto", the default: activation where inputs are at hand, else mean.

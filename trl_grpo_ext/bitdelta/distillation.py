@@ -93,7 +93,7 @@ def distill(
 
     Raises:
         ValueError: no batches, or a number out of range.
-        BitDeltaError: no sign code whose tensor the model has, or a damaged delta.
+        BitDeltaError: no sign code whose tensor the model has, another shape there, or a damaged delta.
     """
     if not batches or steps < 1 or not rate > 0:
         raise ValueError(
@@ -107,6 +107,12 @@ def distill(
         raise BitDeltaError(
             f"{opened.folder}: it has no sign codes that {type(finetuned).__name__} has parameters for."
         )
+    for name in names:
+        if list(held[name].shape) != opened.tensors[name].shape:
+            raise BitDeltaError(
+                f"{name}: the model has the shape {list(held[name].shape)}, the delta {opened.tensors[name].shape}: it is not "
+                "the model that the delta was made of."
+            )
     scales = {name: _Scales(opened.encoded(name), _base(opened, source, name)) for name in names}
     _train(finetuned, scales, batches, steps, rate)
     return _rewritten(opened, {name: item.scales().detach() for name, item in scales.items()}, Path(out), overwrite)

@@ -121,7 +121,7 @@ class Ladder:
     def _scale_bytes(self, rows: int, columns: int) -> int:
         if self.config.scale == "matrix":
             return 4
-        return 4 * rows if self.config.scale == "row" else 2 * rows * group_count(columns, self.config.group_size or 1)
+        return 2 * rows * (1 if self.config.scale == "row" else group_count(columns, self.config.group_size or 1))
 
     def _signs(
         self,

@@ -30,9 +30,9 @@ class SignPacker:
     def pack(self, values: Tensor, out: Tensor) -> None:
         """Write the bits of values [rows, columns], 1 where they are not below zero, to out [rows, bytes]."""
         plus = numpy.greater_equal(values.numpy(), 0, out=self._plus[: len(values)])
-        # Without an axis the whole tile is one row, which is faster, and the same where rows end on a byte.
+        # The whole tile as one row is faster, and the same where rows end on a byte.
         rows = plus.reshape(1, -1) if plus.shape[1] % 8 == 0 else plus
-        out.view(len(rows), -1).copy_(torch.from_numpy(numpy.packbits(rows, axis=1, bitorder="little")))
+        out.numpy().reshape(len(rows), -1)[:] = numpy.packbits(rows, axis=1, bitorder="little")
 
 
 class SignUnpacker:
@@ -41,20 +41,21 @@ class SignUnpacker:
     Args:
         rows: most rows of a tile.
         columns: columns of a tile.
+        table: what each byte becomes, [256, 8]; by default float32 signs.
     """
 
-    def __init__(self, rows: int, columns: int) -> None:
-        self._columns = columns
+    def __init__(self, rows: int, columns: int, table: numpy.ndarray | None = None) -> None:
+        self._columns, self._table = columns, _cpu_table() if table is None else table
         self._index = numpy.empty(rows * packed_width(columns), dtype=numpy.intp)
-        self._signs = numpy.empty((len(self._index), 8), dtype=numpy.float32)
+        self._found = numpy.empty((len(self._index), 8), dtype=self._table.dtype)
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """Return packed bits [rows, bytes] as float32 signs [rows, columns], which the next call overwrites."""
+        """Return packed bits [rows, bytes] by the table, [rows, columns]; the next call overwrites them."""
         count = packed.numel()
         self._index[:count] = packed.reshape(-1).numpy()
         # A byte is never outside the table; "clip" only spares numpy a copy of the result.
-        signs = numpy.take(_cpu_table(), self._index[:count], axis=0, out=self._signs[:count], mode="clip")
-        return torch.from_numpy(signs).view(packed.shape[0], -1)[:, : self._columns]
+        found = numpy.take(self._table, self._index[:count], axis=0, out=self._found[:count], mode="clip")
+        return torch.from_numpy(found).view(packed.shape[0], -1)[:, : self._columns]
 
 
 @lru_cache(maxsize=8)
@@ -67,6 +68,12 @@ def _table(device: torch.device) -> Tensor:
 @lru_cache(maxsize=1)
 def _cpu_table() -> numpy.ndarray:
     return _table(torch.device("cpu")).numpy()
+
+
+@lru_cache(maxsize=1)
+def flip_table() -> numpy.ndarray:
+    """Return what each byte does to eight 16-bit floats by exclusive or: int16 [256, 8], the top bit for minus."""
+    return numpy.where(_cpu_table() < 0, numpy.int16(-(2**15)), numpy.int16(0))
 
 
 def unpack_signs(packed: Tensor, columns: int) -> Tensor:

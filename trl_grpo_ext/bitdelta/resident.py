@@ -52,11 +52,11 @@ class Patch:
 
     def write(self, target: Tensor, base: Tensor) -> None:
         """Turn the base's tensor into the fine-tuned one."""
-        target.view(-1)[self.places] = self.values
+        target.view(-1).index_copy_(0, self.places.long(), self.values)
 
     def undo(self, target: Tensor, base: Tensor) -> None:
         """Turn the fine-tuned tensor into the base's."""
-        target.view(-1)[self.places] = base.reshape(-1)[self.places]
+        target.view(-1).index_copy_(0, self.places.long(), base.reshape(-1).index_select(0, self.places))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`grpo-ext bitdelta compress|apply|export|inspect|verify`: full fine-tunes as deltas."""
+"""`grpo-ext bitdelta compress|distill|apply|export|inspect|verify`: full fine-tunes as deltas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from trl_grpo_ext.bitdelta import BitDeltaConfig, BitDeltaError, DeltaReport, apply, compress, export, inspect, verify
+from trl_grpo_ext.bitdelta import (
+    BitDeltaConfig,
+    BitDeltaError,
+    DeltaReport,
+    apply,
+    compress,
+    distill,
+    export,
+    inspect,
+    prompt_batches,
+    verify,
+)
 from trl_grpo_ext.cli.bitdelta_arguments import parser
 
 
@@ -60,6 +71,16 @@ def _compress(given: argparse.Namespace) -> None:
     _print(compress(given.base, given.finetuned, given.out, config, **options), given)
 
 
+def _distill(given: argparse.Namespace) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    prompts = read_prompts(given.prompts)
+    model = AutoModelForCausalLM.from_pretrained(given.finetuned).float()
+    batches = prompt_batches(AutoTokenizer.from_pretrained(given.finetuned), prompts)
+    options = {"base": given.base, "steps": given.steps, "rate": given.rate, "overwrite": given.overwrite}
+    _print(distill(given.delta, model, batches, given.out, **options), given)
+
+
 def _apply(given: argparse.Namespace) -> None:
     print(apply(given.base, given.delta, given.out, overwrite=given.overwrite))
 
@@ -87,4 +108,11 @@ def _verify(given: argparse.Namespace) -> None:
     print(f"{verify(given.delta, given.base)} tensors are whole, and their base is the right one")
 
 
-COMMANDS = {"compress": _compress, "apply": _apply, "export": _export, "inspect": _inspect, "verify": _verify}
+COMMANDS = {
+    "compress": _compress,
+    "distill": _distill,
+    "apply": _apply,
+    "export": _export,
+    "inspect": _inspect,
+    "verify": _verify,
+}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from inspect import signature
 
-from trl_grpo_ext.bitdelta import BitDeltaConfig
+from trl_grpo_ext.bitdelta import BitDeltaConfig, distill
 
+PROMPTS = "a text per line, or .jsonl with a key prompt"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -16,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _compress(commands)
+    _distill(commands)
     apply = commands.add_parser("apply", help="base and delta to a plain checkpoint")
     _paths(apply, base="checkpoint folder or hub id", delta="folder of the delta", out="new folder")
     export = commands.add_parser("export", help="a delta to a plain checkpoint, or to a LoRA adapter")
@@ -57,8 +60,21 @@ def _compress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.add_argument("--codec", default=default.codec, help="auto, sign or lossless (default %(default)s)")
     text = "rank of what signs leave that is kept (default %(default)s)"
     command.add_argument("--residual-rank", type=int, default=default.residual_rank, help=text)
-    text = "file of prompts that scales are fitted to: a text per line, or .jsonl with a key prompt"
-    command.add_argument("--prompts", metavar="FILE", help=text)
+    command.add_argument("--prompts", metavar="FILE", help=f"file of prompts that scales are fitted to: {PROMPTS}")
     command.add_argument("--base-revision", help="commit of the base on the hub")
+    command.add_argument("--overwrite", action="store_true", help="replace what stands in OUT")
+    command.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def _distill(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("distill", help="a delta's scales trained on the fine-tuned model's logits")
+    _paths(command, delta="folder of the delta", finetuned="what it was made of: folder or hub id", out="new folder")
+    command.add_argument("--prompts", metavar="FILE", required=True, help=f"file of texts to train on: {PROMPTS}")
+    command.add_argument("--base", help="where the base is, if not where it was")
+    defaults = {name: given.default for name, given in signature(distill).parameters.items()}
+    text = "optimizer steps, a batch each (default %(default)s)"
+    command.add_argument("--steps", type=int, default=defaults["steps"], help=text)
+    text = "learning rate of the scales' logarithms (default %(default)s)"
+    command.add_argument("--rate", type=float, default=defaults["rate"], help=text)
     command.add_argument("--overwrite", action="store_true", help="replace what stands in OUT")
     command.add_argument("--json", action="store_true", help="print the summary as JSON")

@@ -9,11 +9,6 @@ from trl_grpo_ext.gym.rows import trl_dataset, trl_rewards
 from trl_grpo_ext.gym.settings import GRPOConfig
 from trl_grpo_ext.gym.translation import gradient_config
 
-_MISSING = {
-    "compress_deltas": "compress_deltas is not part of trl_grpo_ext.gym yet: leave it out, and save the whole model with "
-    "save_model."
-}
-
 
 def _one(first: str, value: Any, second: str, other: Any) -> Any:
     if value is not None and other is not None:
@@ -38,7 +33,7 @@ def _check_reference(model: Any, ref_model: Any, peft_config: Any) -> None:
 class GRPOTrainer:
     """Trains with `ExtendedGRPOTrainer`, which is made as soon as there is data: here, or in `train`.
 
-    From then on every attribute is that trainer's (`save_model`, `evaluate`, `state`, `add_callback`, ...).
+    From then on every attribute is that trainer's (`save_model`, `compress_deltas`, `evaluate`, `state`, ...).
 
     Args:
         model: a model, or its folder or name.
@@ -128,8 +123,6 @@ class GRPOTrainer:
         return self._trainer.train(**trl)
 
     def __getattr__(self, name: str) -> Any:
-        if name in _MISSING:
-            raise AttributeError(_MISSING[name])
         trainer = vars(self).get("_trainer")
         if trainer is None:
             raise AttributeError(f"GRPOTrainer has no {name!r} before it has data: give train(train_dataset=...).")
