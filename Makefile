@@ -70,7 +70,7 @@ $(VENV_B)/.installed: pyproject.toml
 
 $(VENV_QUICKSTART)/.installed: pyproject.toml $(SOURCES)
 	$(ENSURE_VENV)
-	$(@D)/bin/python $(PIP_INSTALL) '.[llamafactory]' 'matplotlib>=3.7'
+	$(@D)/bin/python $(PIP_INSTALL) '.[llamafactory,report]' 'matplotlib>=3.7'
 	@touch $@
 
 $(TRANSFORMERS_4)/.installed: Makefile $(VENV_A)/.installed

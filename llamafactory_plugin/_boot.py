@@ -26,6 +26,7 @@ PATCHES = {
     "llamafactory.hparams.parser": "patch_parser",
     "llamafactory.train.tuner": "patch_tuner",
     "llamafactory.extras.constants": "patch_constants",
+    "llamafactory.webui.control": "patch_control",
 }
 
 # Patch name -> why `register` itself could not be asked. `register.status()` knows everything else.

@@ -10,6 +10,7 @@ from typing import Any
 from llamafactory_plugin import register
 from llamafactory_plugin.arguments import stage_choices
 from llamafactory_plugin.bitdelta import other_stage_callbacks
+from llamafactory_plugin.board import show_warnings
 from llamafactory_plugin.checks import check_choice
 from llamafactory_plugin.errors import UsageError, show_usage_errors_in_one_line
 from llamafactory_plugin.raw_arguments import (
@@ -92,6 +93,7 @@ def llamafactory_callbacks(tuner: ModuleType, run: Any) -> list[Any]:
     """The callbacks that LLaMA-Factory's own dispatch adds, in its order; a contract test compares them with it."""
     finetuning, training = run.finetuning_args, run.training_args
     callbacks = [tuner.LogCallback()]
+    show_warnings(callbacks[0])
     if finetuning.pissa_convert:
         callbacks.append(tuner.PissaConvertCallback())
     if finetuning.use_swanlab:

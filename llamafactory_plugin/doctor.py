@@ -165,7 +165,8 @@ def check_patches(report: Report) -> None:
             importlib.import_module(name)
         except Exception as error:
             report.facts.append(("patch", f"{name}: its import fails"))
-            problem = f"`import {name}` fails, in every stage of LLaMA-Factory"
+            concerned = "LLaMA Board" if ".webui." in name else "every stage of LLaMA-Factory"
+            problem = f"`import {name}` fails, in {concerned}"
             report.problems.append(f"{problem}: {type(error).__name__}: {_one_line(error)}.")
             return
         result = {**register.status(), **_boot.failures}.get(patch, "not reached")

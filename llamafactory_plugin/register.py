@@ -1,11 +1,12 @@
 """The only file that assigns into LLaMA-Factory's modules.
 
-Three lasting patches, each applied right after the module's own code ran (`_boot`):
+Four lasting patches, each applied right after the module's own code ran (`_boot`):
 
 * `hparams.parser`: the argument class, so that `-h`, flags and YAML know `stage: grpo` and the `grpo_*` keys;
 * `train.tuner`: `_training_function`, so that the stage is dispatched, and `_ray_training_function`, so that it is
   refused there;
-* `extras.constants`: `TRAINING_STAGES`, so that LLaMA Board lists it.
+* `extras.constants`: `TRAINING_STAGES`, so that LLaMA Board lists it;
+* `webui.control`: `gen_loss_plot`, so that LLaMA Board draws the reward too. No training imports that module.
 
 A patch never raises into LLaMA-Factory: its failure is remembered and told when somebody asks for `stage: grpo`.
 `swapped` is for the patches that hold only while `run_grpo` loads its data.
@@ -95,10 +96,18 @@ def patch_constants(constants: ModuleType) -> None:
     constants.TRAINING_STAGES["GRPO"] = "grpo"
 
 
+def patch_control(control: ModuleType) -> None:
+    """Let LLaMA Board draw the reward of a run beside its loss."""
+    from llamafactory_plugin.board import with_reward
+
+    vars(control)["gen_loss_plot"] = with_reward(control.gen_loss_plot)
+
+
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "patch_parser": patch_parser,
     "patch_tuner": patch_tuner,
     "patch_constants": patch_constants,
+    "patch_control": patch_control,
 }
 
 

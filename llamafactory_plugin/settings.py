@@ -37,6 +37,8 @@ def build_config(run: RunArguments, notes: list[str]) -> Any:
     values |= config_mapping(run.finetuning_args.grpo_config, ExtendedGRPOConfig, shared, _folders(run))
     values |= chosen_defaults(run, values, notes)
     values |= {"max_prompt_length": None, "remove_unused_columns": False, "disable_dropout": True}
+    # TRL counts the tokens itself; transformers, which LLaMA Board asks to, would warn at each micro-batch that it can't.
+    values |= {"include_num_input_tokens_seen": False}
     values |= {"shuffle_dataset": not run.finetuning_args.disable_shuffling}
     values["reward_weights"] = run.finetuning_args.reward_weights
     check_batch(run, values)

@@ -6,6 +6,7 @@ from typing import Any
 
 from llamafactory.extras.ploting import plot_loss
 
+from llamafactory_plugin.board import live_stream
 from trl_grpo_ext.report import try_report
 
 PLOTTED = (
@@ -28,7 +29,7 @@ def watching_callbacks(arguments: Any) -> list[Any]:
     from trl_grpo_ext.health import HealthCallback
     from trl_grpo_ext.report import LiveCallback, ReportCallback
 
-    found: list[Any] = [] if arguments.grpo_disable_live else [LiveCallback()]
+    found: list[Any] = [] if arguments.grpo_disable_live else [LiveCallback(stream=live_stream())]
     found += [] if arguments.grpo_disable_health else [HealthCallback()]
     return found + ([] if arguments.grpo_disable_report else [ReportCallback(at_end=False)])
 

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pickle
+import signal
 import socket
 import sys
 import traceback
@@ -88,6 +89,8 @@ def main(arguments: str) -> int:
     Args:
         arguments: JSON with the descriptors, the trainer's process id, its `sys.path` and the settings.
     """
+    # LLaMA Board aborts a run by this signal to all of its processes; the trainer then finishes its step, with us.
+    signal.signal(signal.SIGABRT, signal.SIG_IGN)
     config = json.loads(arguments)
     sys.path[:] = config["path"]
     settings = WorkerSettings(**config["settings"])
