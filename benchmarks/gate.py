@@ -29,8 +29,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from trl_grpo_ext.estimation import t_quantile  # noqa: E402
 from trl_grpo_ext.training_free.gate import AcceptanceGate, GateConfig  # noqa: E402
-from trl_grpo_ext.training_free.statistics import t_quantile  # noqa: E402
 from trl_grpo_ext.training_free.usefulness import Inclusion, lesson_usefulness  # noqa: E402
 
 QUESTIONS, SEEDS, LOOK, ALPHA = 50, 3, 10, 0.05

@@ -43,10 +43,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.training_free.lesson_world import DIRECT, World, solved  # noqa: E402
+from trl_grpo_ext.estimation import t_quantile  # noqa: E402
 from trl_grpo_ext.experience import ExperienceLibrary  # noqa: E402
 from trl_grpo_ext.training_free import ChatRequest, GateConfig, TrainingFreeConfig, TrainingFreeGRPO  # noqa: E402
 from trl_grpo_ext.training_free.parsing import parse_operations  # noqa: E402
-from trl_grpo_ext.training_free.statistics import t_quantile  # noqa: E402
 
 PROBLEMS, HELD_OUT, MEASURED = 24, 120, 300
 GATE = GateConfig()

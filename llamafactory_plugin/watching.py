@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llamafactory.extras.ploting import plot_loss
 
 from llamafactory_plugin.board import live_stream
+from trl_grpo_ext.cli.report import experience_tables
 from trl_grpo_ext.report import try_report
 
 PLOTTED = (
@@ -21,17 +23,26 @@ PLOTTED = (
     "clip_ratio/region_mean",
     "eval_reward",
 )
+SECRET = ("_token", "_key", "_secret", "_password")
 FIGURES = ("/avg@", "/pass@", "/maj@")
 
 
-def watching_callbacks(arguments: Any) -> list[Any]:
+def watching_callbacks(run: Any) -> list[Any]:
     """The callbacks that show and check a run while it trains, and keep its settings for the report."""
     from trl_grpo_ext.health import HealthCallback
     from trl_grpo_ext.report import LiveCallback, ReportCallback
 
+    arguments = run.finetuning_args
     found: list[Any] = [] if arguments.grpo_disable_live else [LiveCallback(stream=live_stream())]
     found += [] if arguments.grpo_disable_health else [HealthCallback()]
-    return found + ([] if arguments.grpo_disable_report else [ReportCallback(at_end=False)])
+    if arguments.grpo_disable_report:
+        return found
+    return [*found, ReportCallback(at_end=False, settings={"LLaMA-Factory's keys": given_keys(run.explicit)})]
+
+
+def given_keys(explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user has written for a run, without what is secret."""
+    return {name: "***" if name.endswith(SECRET) else value for name, value in explicit.items()}
 
 
 def is_plotted_too(name: str) -> bool:
@@ -51,7 +62,9 @@ def draw_pictures(trainer: Any) -> None:
     plot_loss(trainer.args.output_dir, keys=[*own, *sorted(name for name in logged if is_plotted_too(name))])
 
 
-def report_of(trainer: Any, arguments: Any) -> None:
+def report_of(trainer: Any, run: Any) -> None:
     """Write the report of a run that has trained, on the main process, unless it is switched off."""
-    if not arguments.grpo_disable_report and trainer.is_world_process_zero():
-        try_report(trainer.args.output_dir)
+    if run.finetuning_args.grpo_disable_report or not trainer.is_world_process_zero():
+        return
+    library = run.finetuning_args.experience_library
+    try_report(trainer.args.output_dir, tables=(lambda: experience_tables(library)) if library else None)

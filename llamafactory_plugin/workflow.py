@@ -95,7 +95,7 @@ def run_grpo(run: RunArguments, callbacks: list[Any] | None = None) -> None:
     with opened_library(run) as library:
         # The metrics first: what stops a run early looks for them among those of the evaluation.
         measuring = [] if prepared.evaluation is None else [prepared.evaluation]
-        watching = [*own_callbacks, *experience_callbacks(run, library), *watching_callbacks(run.finetuning_args)]
+        watching = [*own_callbacks, *experience_callbacks(run, library), *watching_callbacks(run)]
         _run(prepared, [*measuring, *(callbacks or []), *watching])
 
 
@@ -114,7 +114,7 @@ def _run(prepared: PreparedRun, callbacks: list[Any]) -> None:
         predict(prepared.evaluation, trainer)
     create_modelcard_and_push(trainer, run.model_args, run.data_args, run.training_args, run.finetuning_args)
     if run.training_args.do_train:
-        report_of(trainer, run.finetuning_args)
+        report_of(trainer, run)
 
 
 def reward_callbacks(rewards: Sequence[Callable[..., Any]]) -> list[Any]:

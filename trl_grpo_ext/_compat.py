@@ -4,11 +4,12 @@ Supported: TRL 0.24 (LLaMA-Factory 0.9.5) to 1.16. Importing this module imports
 """
 
 import copy
+import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
@@ -21,6 +22,16 @@ _PASSED_BY_EVERY_TRL = frozenset({"prompts", "completions", "completion_ids", "t
 _PASSED_SINCE_TRL_1 = frozenset({"log_extra", "log_metric"})
 # Passed by TRL >= 0.29, and only when the trainer has an `environment_factory`.
 _PASSED_WITH_ENVIRONMENTS = frozenset({"environments"})
+LIBRARIES = "trl-grpo-ext trl transformers torch accelerate peft datasets llamafactory deepspeed vllm".split()
+
+
+def library_versions() -> dict[str, str]:
+    """Return name -> version of what a run is made of, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def trl_version() -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as transformers_logging
 
 from learning_tasks.arms import Arm, controlled, make_config, parse_arm, trainer_class
@@ -92,17 +93,28 @@ def load(folder: Path) -> tuple[Model, Tokenizer]:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
 
 
-def train(task: Task, arm: Arm, job: Job, model: Model, tokenizer: Tokenizer, budget: CpuBudget) -> int:
-    """Train until the budget is used up; returns the number of optimizer steps."""
+def train(
+    task: Task,
+    arm: Arm,
+    job: Job,
+    model: Model,
+    tokenizer: Tokenizer,
+    budget: CpuBudget,
+    watchers: Sequence[TrainerCallback] = (),
+) -> int:
+    """Train until the budget is used up; returns the number of optimizer steps. With watchers every step is logged."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=task.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     with tempfile.TemporaryDirectory() as folder:
+        config = make_config(arm, task, job.seed, folder)
+        if watchers:
+            config.logging_strategy, config.logging_steps = IntervalStrategy.STEPS, 1
         trainer = trainer_class(arm)(
             model=prepare_model(model),
             reward_funcs=[controlled(task.reward, job.control, job.seed)],
-            args=make_config(arm, task, job.seed, folder),
+            args=config,
             train_dataset=Dataset.from_list(task.rows),
             processing_class=tokenizer,
-            callbacks=[budget],
+            callbacks=[budget, *watchers],
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, budget.factor)),
         )
         trainer.remove_callback(PrinterCallback)

@@ -70,6 +70,8 @@ def test_samples_come_from_the_policy_without_the_model_s_own_settings(model, tm
     """A generation config that would make every sample greedy is not read; the share of each first token is its probability."""
     trainer = stock(model, tmp_path, max_steps=1)
     trainer.model.generation_config.top_k, trainer.model.generation_config.temperature = 1, 0.01
+    # Nothing of ours says a word of this one: transformers fills it in from the model's own.
+    trainer.model.generation_config.suppress_tokens = [2, 3]
     callback = EvaluationCallback(
         [{"prompt": "say "}], [wordy_score], Sampling(samples=2000, max_new_tokens=1, batch_size=500)
     )
@@ -184,14 +186,3 @@ def test_bad_input_is_refused_early(model, tmp_path):
         make_callback().attach(object())
     with pytest.raises(RuntimeError, match="call attach"):
         make_callback().evaluate()
-
-
-def test_two_ranks_draw_what_one_draws(model, tmp_path):
-    from tests.evaluation.two_ranks import make
-    from tests.ranks import run_ranks
-
-    run_ranks("tests.evaluation.two_ranks", model, tmp_path / "two")
-    one = make(model, tmp_path / "one").evaluate()
-    assert [json.loads((tmp_path / "two" / f"rank-{rank}.json").read_text()) for rank in (0, 1)] == [one, one]
-    rows, same = (read_rows(tmp_path / name / "evaluation_samples.jsonl") for name in ("one", "two"))
-    assert rows == same and len(rows) == 28

@@ -72,8 +72,15 @@ def test_the_scores_of_the_file_are_taken_without_a_scorer(run, tmp_path):
 
 def test_two_by_two_of_files(run, tmp_path):
     paths = [samples(tmp_path / f"{right}.jsonl", right) for right in (1, 3, 4, 9)]
-    out = run(paths[0], "--two-by-two", *paths[1:], "--scorer", "strict_match")[1]
+    _, out, _, figures = run(paths[0], "--two-by-two", *paths[1:], "--scorer", "strict_match")
     assert "| change by training with" in out and "+0.500" in out and "+0.600" in out
+    found = {name: item["strict_match/avg@4"]["value"] for name, item in figures["two_by_two"].items()}
+    assert found == pytest.approx(
+        {
+            **{"answering with, trained without": 0.2, "answering with, trained with": 0.5},
+            **{"training with, answered without": 0.3, "training with, answered with": 0.6},
+        }
+    )
 
 
 OPTIONS = ("--scorer", "strict_match,flexible_match", "--prompt-column", "question", "--solution-column", "answer")

@@ -5,8 +5,9 @@ from itertools import product
 
 import pytest
 
+from trl_grpo_ext.estimation import t_quantile
 from trl_grpo_ext.evaluation import mean_interval, paired_difference
-from trl_grpo_ext.evaluation.intervals import effective_size, sign_flip_p_value, t_quantile
+from trl_grpo_ext.evaluation.intervals import effective_size, sign_flip_p_value
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,8 @@ from trl_grpo_ext.evaluation.intervals import effective_size, sign_flip_p_value,
     ],
 )
 def test_student_s_t_is_that_of_the_tables(level, degrees, value):
-    assert t_quantile(level, degrees) == pytest.approx(value, abs=6e-5)
+    assert t_quantile(0.5 + level / 2, degrees) == pytest.approx(value, abs=6e-5)
+    assert t_quantile(0.5 - level / 2, degrees) == pytest.approx(-value, abs=6e-5)
 
 
 def test_wilson_s_interval_is_that_of_the_literature():
@@ -43,8 +45,8 @@ def test_samples_of_one_problem_do_not_count_as_problems():
     one, many = mean_interval(alike), mean_interval(alike, samples=1000)
     assert (one.low, one.high) == (many.low, many.high)
     mixed = mean_interval([0.5] * 40, samples=1000)
-    assert mixed.high - mixed.low == pytest.approx(2 * t_quantile(0.95, 39) * (0.25 / 1000) ** 0.5, rel=0.01)
-    assert effective_size([0.5] * 40, 1000) == pytest.approx(1000 * (1.959964 / t_quantile(0.95, 39)) ** 2)
+    assert mixed.high - mixed.low == pytest.approx(2 * t_quantile(0.975, 39) * (0.25 / 1000) ** 0.5, rel=0.01)
+    assert effective_size([0.5] * 40, 1000) == pytest.approx(1000 * (1.959964 / t_quantile(0.975, 39)) ** 2)
 
 
 def covered(simulate, truth, runs=600):
@@ -124,5 +126,6 @@ def test_bad_input_is_refused():
         mean_interval([1.0], level=95)
     with pytest.raises(ValueError, match="one figure per problem"):
         paired_difference([1.0], [1.0, 0.0])
-    with pytest.raises(ValueError, match="at least 1"):
-        t_quantile(0.95, 0)
+    for probability, degrees in ((0.975, 0), (0.0, 5), (1.0, 5)):
+        with pytest.raises(ValueError, match="degrees >= 1"):
+            t_quantile(probability, degrees)

@@ -10,6 +10,7 @@ from llamafactory_plugin.errors import UsageError
 from tests.llamafactory_plugin import tiny
 from tests.llamafactory_plugin.conftest import Workspace, quiet_environment  # noqa: F401
 from trl_grpo_ext.evaluation import evaluate, read_rows, rows_of_step
+from trl_grpo_ext.experience import ExperienceLibrary, Lesson
 
 pytestmark = pytest.mark.line_a
 
@@ -86,7 +87,7 @@ def test_a_hackable_reward_picks_the_wrong_checkpoint_and_the_metric_the_right_o
     assert not list(workspace.output.glob("training_*_low.png"))
     page = (workspace.output / "report.html").read_text()
     assert "Independent metric: readable" in page and "12 of 12 steps" in page and "checkpoint-4" in page
-    assert "grpo_eval_metrics" not in page and "num_generations" in page and "per_device_train_batch_size" in page
+    assert "grpo_eval_metrics" in page and "num_generations" in page and "per_device_train_batch_size" in page
 
 
 def test_do_predict_alone(workspace):
@@ -108,12 +109,27 @@ def test_each_is_switched_off_by_its_key(workspace, capfd):
     zero = workspace.folder / "zero.py"
     zero.write_text("def zero(completions, **kwargs):\n    return [0.0] * len(completions)\n", encoding="utf-8")
     common = {"reward_funcs": f"{zero}:zero", "grpo_eval_metrics": None, "val_size": None, "max_steps": 10}
-    workspace.run(**common)
+    with ExperienceLibrary(workspace.folder / "lessons.db") as library:
+        library.add(Lesson("Write fewer vowels."))
+    told = {"experience_library": str(workspace.folder / "lessons.db"), "ms_hub_token": "very-secret"}
+    workspace.run(**common, **told)
     shown = capfd.readouterr().err
     assert "step 10/10 | reward 0.000" in shown and "A loss near 0 is normal" in shown
     (found,) = read_rows(workspace.output / "health.jsonl")
     assert found["rule"] == "dead_groups" and "too hard" in found["seen"]
-    assert "dead_groups" in (workspace.output / "report.html").read_text()
+    page = (workspace.output / "report.html").read_text()
+    for text in (
+        "dead_groups",
+        "Write fewer vowels.",
+        "LLaMA-Factory&#x27;s keys",
+        "<td>ms_hub_token</td>",
+        "trl-grpo-ext",
+    ):
+        assert text in page
+    assert "very-secret" not in page + (workspace.output / "run_settings.json").read_text()
+    # The trainer writes its completions itself, each once.
+    steps = [row["step"] for row in read_rows(workspace.output / "completions.jsonl")]
+    assert len(steps) == 10 * steps.count(1) and steps == sorted(steps)
     off = {f"grpo_disable_{name}": True for name in ("live", "health", "report")}
     workspace.run(**common, **off, output_dir=str(workspace.folder / "off"))
     assert "step 10/10 | reward" not in capfd.readouterr().err

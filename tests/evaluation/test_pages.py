@@ -15,6 +15,10 @@ EVALUATION, REPORT, TROUBLES = (
     (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("evaluation", "report", "troubleshooting")
 )
 
+README = (
+    (DOCS.parent / "README.md").read_text(encoding="utf-8").split("\n## Seeing what a run does\n")[1].split("\n## ")[0]
+)
+
 
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
@@ -42,7 +46,11 @@ def test_the_commands_are_understood():
     for words in found:
         assert parser().parse_args(words[2:]).target.startswith("saves/")
     (words,) = commands(REPORT)
-    assert report_parser().parse_args(words[2:]).control == "saves/shuffled"
+    given = report_parser().parse_args(words[2:])
+    assert given.control == "saves/shuffled" and given.pictures
+    evaluated, reported = commands(README)
+    assert parser().parse_args(evaluated[2:]).baseline == "saves/sft"
+    assert report_parser().parse_args(reported[2:]).control == "saves/shuffled"
 
 
 def test_every_rule_is_in_the_table():
@@ -50,7 +58,7 @@ def test_every_rule_is_in_the_table():
 
 
 def keys_of_the_pages():
-    return set(re.findall(r"\b(?:grpo|experience|reward)_[a-z_]+[a-z]\b", EVALUATION + REPORT + TROUBLES))
+    return set(re.findall(r"\b(?:grpo|experience|reward)_[a-z_]+[a-z]\b", EVALUATION + REPORT + TROUBLES + README))
 
 
 @pytest.mark.line_a
@@ -61,7 +69,7 @@ def test_the_keys_exist_and_the_table_is_the_dataclass_s():
     from llamafactory_plugin.evaluation_arguments import EvaluationArguments
 
     known = {item.name for item in dataclasses.fields(FinetuningArguments)}
-    others = {"reward_hacking", "reward_flat", "reward_share", "reward_seconds"}
+    others = {"reward_hacking", "reward_flat", "reward_share", "reward_seconds", "experience_tables"}
     assert keys_of_the_pages() - known <= others
     fields = {item.name: item for item in dataclasses.fields(EvaluationArguments)}
     rows = re.findall(r"^\| `(grpo_eval_\w+)` \| (\w+) \| (.*) \|$", EVALUATION, re.MULTILINE)

@@ -59,6 +59,8 @@ def test_a_healthy_run_is_left_alone_and_trains_as_without_it(make, model, tmp_p
     watched = trained(MAKE[make](model, tmp_path / "one", callbacks=[callback], learning_rate=0.3, max_steps=12))
     plain = trained(MAKE[make](model, tmp_path / "two", learning_rate=0.3, max_steps=12))
     assert rules(callback) == [] and not (tmp_path / "one" / "health.jsonl").exists()
+    # Every entry of the log is taken, once.
+    assert callback._history.values("reward") == logged(watched, "reward")
     assert_same(parameters(watched), parameters(plain), tolerance=0.0)
 
 
@@ -69,6 +71,8 @@ def test_a_rule_speaks_once_in_a_run_that_is_resumed(model, tmp_path):
     trainer = stock(model, tmp_path, callbacks=[callback], **settings)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
     assert rules(callback) == [] and len((tmp_path / "health.jsonl").read_text().splitlines()) == 1
+    # Also what was logged before the step that is resumed from.
+    assert callback._history.values("reward") == [0.0] * 16
     again = HealthCallback()
     trained(stock(model, tmp_path, callbacks=[again], **settings))
     assert rules(again) == ["dead_groups"] and len((tmp_path / "health.jsonl").read_text().splitlines()) == 1
@@ -88,20 +92,3 @@ def test_findings_after_the_step_that_is_resumed_from_are_found_again(model, tmp
 def test_another_trainer_is_refused():
     with pytest.raises(TypeError, match="needs a GRPOTrainer"):
         HealthCallback().attach(object())
-
-
-def test_two_ranks_find_what_one_finds(model, tmp_path):
-    pytest.importorskip("plotly", reason="needs plotly (the extra report)")
-    from tests.health.two_ranks import findings_of
-    from tests.ranks import run_ranks
-
-    run_ranks("tests.health.two_ranks", model, tmp_path / "two")
-    one = findings_of(model, tmp_path / "one")
-    assert [json.loads((tmp_path / "two" / f"rank-{rank}.json").read_text()) for rank in (0, 1)] == [one, one]
-    assert [item["rule"] for item in one] == ["dead_groups"]
-    # Written once, by the main process, and the report has it.
-    lines = [(tmp_path / name / "health.jsonl").read_text() for name in ("one", "two")]
-    assert lines[0] == lines[1] and len(lines[0].splitlines()) == 1
-    for name in ("one", "two"):
-        page = (tmp_path / name / "report.html").read_text()
-        assert "dead_groups" in page and "11 of 11 steps" in page

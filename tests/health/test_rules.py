@@ -135,6 +135,44 @@ def test_what_is_normal_does_not_fire():
     assert "reward_hacking" not in {item.rule for item in findings(History(worse + evaluations([0.6, 0.4, 0.3])))}
 
 
+def test_the_best_value_may_be_that_before_training():
+    """`eval_on_start`: there is no training reward up to step 0, and the first one stands for it."""
+    entries = [{"step": 0, "eval_m/avg@4": 0.9, "eval_m/avg@4_low": 0.85, "eval_m/avg@4_high": 0.95}, *run()]
+    (found,) = findings(History(entries + evaluations([0.5, 0.4])))
+    assert found.rule == "reward_hacking" and "(step 0)" in found.seen
+    assert findings(History([entry for entry in entries if "reward" not in entry] + evaluations([0.5, 0.4]))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [("reward", math.inf, "infinity"), ("grad_norm", math.nan, "learning_rate"), ("loss", -math.inf, "learning_rate")],
+)
+def test_what_is_not_finite(name, value, word):
+    """TRL 1.16 makes a loss of 0 of an infinite reward. NaN as the mean reward says that no row of the step has one."""
+    (found,) = findings(History([*run(5), {"step": 6, name: value}]))
+    assert found.rule == "not_finite" and found.seen.startswith(f"{name} is") and word in found.change
+    assert findings(History([*run(5), {"step": 6, "reward": math.nan}])) == []
+
+
+def test_a_history_that_grows_is_the_whole_one():
+    entries = BROKEN["reward_hacking"][0] + [{"step": 99, "loss": math.nan, "name": "x", "flag": True}]
+    grown = History()
+    for entry in entries:
+        grown.add(entry)
+    whole = History(entries)
+    assert findings(grown) == findings(whole) and "name" not in grown.names() and "flag" not in grown.names()
+    assert math.isnan(grown.latest("loss")) and len(grown.values("loss")) == STEPS
+    assert grown.mean_up_to("kl", 3, 2) == pytest.approx(0.005) and grown.mean_up_to("kl", 0, 2) is None
+    assert grown.mean_up_to("kl", 1, 5) == pytest.approx(0.002) and grown.mean_up_to("none", 9, 2) is None
+    assert [(point.step, point.value) for point in grown.points("kl")[:2]] == [(1, 0.002), (2, 0.004)]
+
+
+def test_a_rule_that_is_known_is_not_asked():
+    entries = BROKEN["clipping"][0]
+    assert [item.rule for item in findings(History(entries))] == ["clipping"]
+    assert findings(History(entries), {"clipping"}) == []
+
+
 def standing_still(seed, problems=30, times=20):
     """Evaluations with one sample of each problem, by a model that does not change."""
     draws = random.Random(seed)

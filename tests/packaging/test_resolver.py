@@ -30,6 +30,7 @@ EXTRAS = {
     "retrieval": {"sentence-transformers"},
     "reasoning-gym": {"reasoning-gym"},
     "endpoint": {"httpx"},
+    "report": {"matplotlib", "plotly", "rich"},
     "serve": {"fastapi", "httpx", "uvicorn"},
     "deepspeed": {"deepspeed"},
     "dev": set(),

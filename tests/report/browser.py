@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 # Runs in a copy of the page, after its own scripts, and leaves what it has seen in the page.
-PROBE = """
+PROBE = r"""
 <script>
 addEventListener("load", () => setTimeout(() => {
   const step = document.getElementById("step"), group = document.getElementById("group");
@@ -38,6 +38,12 @@ addEventListener("load", () => setTimeout(() => {
   seen.focusable = focusable.map((node) => node.id || node.tagName.toLowerCase());
   seen.small = [...document.querySelectorAll("body *")].filter((node) => node.childNodes.length === 1
     && node.firstChild.nodeType === 3 && parseFloat(getComputedStyle(node).fontSize) < 10).length;
+  // A word of a table that stands on several lines: its column is narrower than it.
+  seen.broken = [...document.querySelectorAll("th, td")].filter((cell) => {
+    const range = document.createRange();
+    range.selectNodeContents(cell);
+    return /^\w{2,20}$/.test(cell.textContent) && range.getClientRects().length > 1;
+  }).map((cell) => cell.textContent);
   seen.images = [...document.querySelectorAll("img")].length;
   const left = document.createElement("script");
   left.type = "application/json"; left.id = "seen"; left.textContent = encodeURIComponent(JSON.stringify(seen));

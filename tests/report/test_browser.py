@@ -16,6 +16,9 @@ pytestmark = [
 ]
 
 
+TENSOR = {"codec": "sign", "shape": [64, 64], "dtype": "BF16", "nbytes": 640, "density": 0.9, "reason": "dense"}
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
@@ -25,7 +28,13 @@ def report(tmp_path_factory):
     settings = {"arguments": {"learning_rate": 1e-6, "a_name_that_is_very_long_" * 3: "a value " * 40}}
     (run / "run_settings.json").write_text(json.dumps(settings))
     make_run(folder / "control", steps=40)
-    return write_report(run, control=folder / "control")
+    model, tensors = {"id": "a/base/model"}, {"model.layers.0.mlp.up_proj.weight": TENSOR}
+    (run / "bitdelta").mkdir()
+    (run / "bitdelta" / "bitdelta_config.json").write_text(json.dumps({"base": model, "tensors": tensors}))
+    lessons = {
+        "Experiences learned and used": (["kind", "text", "uses"], [["lesson", "Add the tens first. " * 12, 3]])
+    }
+    return write_report(run, control=folder / "control", tables=lessons)
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -41,4 +50,5 @@ def test_a_browser_shows_it(report, tmp_path, width):
         seen["focusable"]
     )
     assert seen["small"] == 0, "text smaller than 10 pixels"
+    assert seen["broken"] == [], "words of tables are broken"
     assert screenshot(report, tmp_path, width, 1600).stat().st_size > 20_000

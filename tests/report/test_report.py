@@ -214,6 +214,15 @@ def test_experiences_learned_and_used(tmp_path):
     page = (run / "report.html").read_text()
     assert "<td>2</td><td>+0.500</td>" in page and page.index("Add first.") < page.index("Never used.")
     assert HOSTILE not in page and "Versions of the experience library" in page
+    # Without its name it is that of the last checkpoint.
+    assert main([str(run)]) == 0 and "Add first." not in (run / "report.html").read_text()
+    for step, text in ((2, "Of step two."), (10, "Of step ten.")):
+        (run / f"checkpoint-{step}").mkdir()
+        with ExperienceLibrary(run / f"checkpoint-{step}" / "experiences.db") as library:
+            library.add(Lesson(text))
+    assert main([str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Of step ten." in page and "Of step two." not in page
 
 
 def test_bad_input_is_refused(tmp_path, capsys):

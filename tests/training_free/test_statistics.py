@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl_grpo_ext.estimation import t_quantile
 from trl_grpo_ext.training_free.statistics import (
     Bets,
     detectable_mean,
     log_capital,
     lower_bound,
     planned_bets,
-    t_quantile,
     upper_bound,
 )
 
@@ -135,7 +135,7 @@ def test_detectable_mean_falls_with_the_number_and_rises_with_the_spread():
     ],
 )
 def test_t_quantile_agrees_with_the_tables(probability, degrees, value):
-    assert t_quantile(probability, degrees) == pytest.approx(value, rel=0.011)
+    assert t_quantile(probability, degrees) == pytest.approx(value, abs=6e-5)
 
 
 def test_t_quantile_refuses_what_has_none():

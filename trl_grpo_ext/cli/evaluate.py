@@ -61,15 +61,22 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
         )
         report["differences"] = {name: asdict(item) for name, item in differences.items()}
     if given.two_by_two:
-        _print_two_by_two(evaluations, given.level)
+        report["two_by_two"] = _two_by_two(evaluations, given.level)
     return report
 
 
-def _print_two_by_two(evaluations: dict[str, Evaluation], level: float) -> None:
+def _two_by_two(evaluations: dict[str, Evaluation], level: float) -> dict[str, Any]:
+    """Print the table of each metric, and return what training and answering with experiences change."""
     cells = {(trained, answered): evaluations[CELLS[trained, answered]] for trained, answered in CELLS}
     shared = [name for name in cells[False, False].values if all(name in cell.values for cell in cells.values())]
     for metric in (name for name in shared if name.split("/")[-1].startswith("avg")):
         print(f"\n{two_by_two(cells, metric, level)}")
+    changes = {}
+    for used in (False, True):
+        word = "with" if used else "without"
+        changes[f"answering with, trained {word}"] = compare(cells[used, True], cells[used, False], level)
+        changes[f"training with, answered {word}"] = compare(cells[True, used], cells[False, used], level)
+    return {name: {metric: asdict(item) for metric, item in found.items()} for name, found in changes.items()}
 
 
 CELLS = {

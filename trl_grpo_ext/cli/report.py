@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from trl_grpo_ext.experience import Episode, ExperienceError, ExperienceLibrary
-from trl_grpo_ext.report import write_report
+from trl_grpo_ext.report import write_pictures, write_report
+
+__all__ = ["experience_tables", "main", "parser", "saved_library"]
 
 SHOWN, CHARACTERS = 100, 300
+LIBRARY = "experiences.db"
 Tables = dict[str, tuple[list[str], list[list[Any]]]]
 
 
@@ -21,7 +26,12 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("run", help="its output folder, with trainer_state.json")
     root.add_argument("--output", metavar="FILE", help="report.html in the folder by default")
     root.add_argument("--control", metavar="RUN_DIR", help="a control run, drawn dotted into the same curves")
-    root.add_argument("--experiences", metavar="LIBRARY", help="its experience library: what was learned and used")
+    root.add_argument(
+        "--experiences",
+        metavar="LIBRARY",
+        help="its experience library: what was learned and used; that of the last checkpoint by default",
+    )
+    root.add_argument("--pictures", action="store_true", help="write the curves as PNG files into the folder too")
     return root
 
 
@@ -29,16 +39,24 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; 0: done, 1: refused, with the reason on the error output."""
     given = parser().parse_args(list(arguments))
     try:
-        tables = experience_tables(given.experiences) if given.experiences else None
+        library = given.experiences or saved_library(Path(given.run))
+        tables = experience_tables(library) if library else None
+        pictures = write_pictures(given.run, given.control) if given.pictures else []
         path = write_report(given.run, given.output, given.control, tables)
     except (OSError, ValueError, ImportError, ExperienceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB" + (f", {len(pictures)} PNG files" if pictures else ""))
     return 0
 
 
-def experience_tables(library: str) -> Tables:
+def saved_library(run: Path) -> Path | None:
+    """Return the experience library in the last checkpoint of a run; None without one."""
+    found = [path for path in run.glob(f"checkpoint-*/{LIBRARY}") if path.parent.name.rsplit("-", 1)[1].isdigit()]
+    return max(found, key=lambda path: int(path.parent.name.rsplit("-", 1)[1]), default=None)
+
+
+def experience_tables(library: str | os.PathLike[str]) -> Tables:
     """Return what a library has learned: the records used most, with their gain, and the last versions.
 
     Raises:

@@ -8,40 +8,11 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from math import comb
 
+from trl_grpo_ext.estimation import check_counts, pass_at_k, pass_hat_k
+
+__all__ = ["majority_at_k", "pass_at_k", "pass_hat_k"]
+
 MOST_SUBSETS = 2000
-
-
-def _check(samples: int, correct: int, k: int) -> None:
-    if not 1 <= k <= samples:
-        raise ValueError(f"k must be from 1 to the number of samples ({samples}), not {k}.")
-    if not 0 <= correct <= samples:
-        raise ValueError(f"correct must be from 0 to the number of samples ({samples}), not {correct}.")
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    r"""Unbiased estimate of the chance that at least one of k samples is right (arXiv 2107.03374, equation 1).
-
-    pass@k = 1 - C(n - c, k) / C(n, k), with whole numbers, so without the rounding of long products.
-
-    Args:
-        samples: n, samples of the problem.
-        correct: c, the right ones among them.
-        k: from 1 to n.
-
-    Raises:
-        ValueError: k or `correct` out of range.
-    """
-    _check(samples, correct, k)
-    return 1 - comb(samples - correct, k) / comb(samples, k)
-
-
-def pass_hat_k(samples: int, correct: int, k: int) -> float:
-    r"""Unbiased estimate of the chance that all of k samples are right (tau-bench, arXiv 2406.12045).
-
-    pass^k = C(c, k) / C(n, k). Arguments and errors: `pass_at_k`.
-    """
-    _check(samples, correct, k)
-    return comb(correct, k) / comb(samples, k)
 
 
 def _vote(answers: Iterable[str | None], worth: dict[str, float]) -> float:
@@ -78,7 +49,7 @@ def majority_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int
     """
     if len(answers) != len(correct):
         raise ValueError(f"correct must have one entry per answer ({len(answers)}), not {len(correct)}.")
-    _check(len(answers), sum(correct), k)
+    check_counts(len(answers), sum(correct), k)
     right = Counter(answer for answer, is_right in zip(answers, correct, strict=True) if is_right)
     worth = {answer: right[answer] / count for answer, count in Counter(answers).items() if answer is not None}
     votes = [_vote(subset, worth) for subset in _subsets(answers, k)]

@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from math import atan, cos, exp, lgamma, pi, sqrt, tan
+from math import sqrt
 from statistics import NormalDist, fmean, variance
 
+from trl_grpo_ext.estimation import t_quantile
+
 PERMUTATIONS = 10_000
-_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -49,35 +49,6 @@ def _check_level(level: float) -> None:
         raise ValueError(f"level must be between 0 and 1, such as 0.95, not {level!r}.")
 
 
-@lru_cache
-def t_quantile(level: float, degrees: int) -> float:
-    r"""Return t with P(|T| <= t) = level for Student's t distribution.
-
-    P(|T| <= t) = 2 Gamma((v + 1) / 2) / (sqrt(pi) Gamma(v / 2)) * integral of cos^(v - 1) from 0 to atan(t / sqrt(v)),
-    by Simpson's rule, solved by bisection; the normal quantile above 1,000 degrees of freedom.
-
-    Raises:
-        ValueError: level not in (0, 1), or degrees below 1.
-    """
-    _check_level(level)
-    if degrees < 1:
-        raise ValueError(f"degrees must be at least 1, not {degrees}.")
-    if degrees > 1000:
-        return NormalDist().inv_cdf(0.5 + level / 2)
-    scale = 2 * exp(lgamma((degrees + 1) / 2) - lgamma(degrees / 2)) / sqrt(pi)
-    low, high = 0.0, atan(min(1e12, 1e6 / (1 - level)))
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if scale * _integral(degrees - 1, middle) < level else (low, middle)
-    return tan((low + high) / 2) * sqrt(degrees)
-
-
-def _integral(power: int, end: float) -> float:
-    width = end / _STEPS
-    inner = sum((4 if place % 2 else 2) * cos(place * width) ** power for place in range(1, _STEPS))
-    return width / 3 * (1 + inner + cos(end) ** power)
-
-
 def _wilson(share: float, size: float, z: float) -> tuple[float, float]:
     centre = (share + z * z / (2 * size)) / (1 + z * z / size)
     half = z / (1 + z * z / size) * sqrt(share * (1 - share) / size + z * z / (4 * size * size))
@@ -95,7 +66,7 @@ def effective_size(values: Sequence[float], samples: int, level: float = 0.95) -
     if count == 1 or all(value in (0.0, 1.0) for value in values):
         return count
     spread, z = variance(values) / count, NormalDist().inv_cdf(0.5 + level / 2)
-    factor = (z / t_quantile(level, count - 1)) ** 2
+    factor = (z / t_quantile(0.5 + level / 2, count - 1)) ** 2
     return factor * min(share * (1 - share) / spread if spread > 0 else samples, samples)
 
 
@@ -122,7 +93,7 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95, samples: int 
         return Estimate(mean, *_wilson(mean, effective_size(values, samples or count, level), z), count)
     if count == 1:
         return Estimate(mean, None, None, 1)
-    half = t_quantile(level, count - 1) * sqrt(variance(values) / count)
+    half = t_quantile(0.5 + level / 2, count - 1) * sqrt(variance(values) / count)
     return Estimate(mean, mean - half, mean + half, count)
 
 
@@ -180,7 +151,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float], *, level:
     if all(0.0 <= value <= 1.0 for value in (*first, *second)):
         low, high = _bounded_difference(differences, level)
     elif count > 1:
-        half = t_quantile(level, count - 1) * sqrt(variance(differences) / count)
+        half = t_quantile(0.5 + level / 2, count - 1) * sqrt(variance(differences) / count)
         low, high = mean - half, mean + half
     better, worse = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
     return Difference(mean, low, high, count, better, worse, sign_flip_p_value(differences))

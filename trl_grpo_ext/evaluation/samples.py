@@ -1,21 +1,25 @@
-"""Samples in JSON Lines files: every completion, one object a line, whole lines only after a crash."""
+"""Samples in JSON Lines files: what tells problems apart, and which rows are those of a step."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from trl_grpo_ext.row_log import Row, read_rows
+from trl_grpo_ext.row_log import RowLog as SampleLog
+from trl_grpo_ext.row_log import RowsError as SamplesError
 
-# Valid inside a JSON string, but `str.splitlines` breaks a line at them.
-_LINE_BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
-
-
-class SamplesError(ValueError):
-    """A file of samples that can't be used; the message names the file, the line and the way out."""
+__all__ = [
+    "Row",
+    "SampleLog",
+    "SamplesError",
+    "by_problem",
+    "last_evaluation",
+    "problem_key",
+    "read_rows",
+    "rows_of_step",
+]
 
 
 def problem_key(row: Mapping[str, Any]) -> str:
@@ -31,33 +35,6 @@ def by_problem(rows: Iterable[Row]) -> dict[str, list[Row]]:
     for row in rows:
         found.setdefault(problem_key(row), []).append(row)
     return found
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    data = path.read_bytes()
-    # What follows the last line break was being written when the run died.
-    return data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
-
-
-def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Return the rows of a JSON Lines file; a last line without its line break, left by a crash, is left out.
-
-    Raises:
-        OSError: the file can't be read.
-        SamplesError: a line that is no JSON object.
-    """
-    rows = []
-    for number, line in enumerate(_whole_lines(Path(path)), 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            raise SamplesError(f"{path}: line {number} is no JSON ({error}); remove it.") from error
-        if row is None:
-            continue
-        if not isinstance(row, dict):
-            raise SamplesError(f"{path}: line {number} is no JSON object but {str(row)[:60]}.")
-        rows.append(row)
-    return rows
 
 
 def last_evaluation(rows: Iterable[Row]) -> int:
@@ -83,53 +60,3 @@ def rows_of_step(rows: Sequence[Row], step: int | None = None) -> tuple[list[Row
         raise SamplesError(f"no sample of step {wanted}; there are the steps {', '.join(map(str, steps)) or 'none'}.")
     last = last_evaluation(found)
     return [row for row in found if not last or row.get("evaluation") == last], wanted
-
-
-class SampleLog:
-    """Appends rows to one file; each `write` is on the disk when it returns.
-
-    A process that dies while it writes leaves at most one torn line, which is cut off when the file is opened again.
-
-    Args:
-        path: the file, made with its folder by the first `write`.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-
-    def rows(self) -> list[Row]:
-        """Return the whole rows that are there; none without a file."""
-        return read_rows(self.path) if self.path.exists() else []
-
-    def keep(self, rows: Iterable[Row]) -> None:
-        """Make these rows the whole file, in one step: a crash leaves the old file or the new one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        self._put(temporary, "wb", rows)
-        os.replace(temporary, self.path)
-
-    def keep_up_to(self, step: int) -> None:
-        """Drop what a run that is resumed at `step` will write again; step 0 begins the file anew."""
-        if self.path.exists():
-            self.keep([row for row in self.rows() if step > 0 and (row.get("step") or 0) <= step])
-
-    def write(self, rows: Iterable[Row]) -> None:
-        """Append rows after the last whole line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            self._cut_torn_line()
-        self._put(self.path, "ab", rows)
-
-    def _cut_torn_line(self) -> None:
-        with open(self.path, "rb+") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size and (file.seek(size - 1), file.read(1))[1] != b"\n":
-                file.truncate(sum(len(line) + 1 for line in _whole_lines(self.path)))
-
-    @staticmethod
-    def _put(path: Path, mode: str, rows: Iterable[Row]) -> None:
-        lines = [json.dumps(row, ensure_ascii=False, default=str).translate(_LINE_BREAKS) + "\n" for row in rows]
-        with open(path, mode) as file:
-            file.write("".join(lines).encode("utf-8", errors="surrogatepass"))
-            file.flush()
-            os.fsync(file.fileno())

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +13,7 @@ from transformers.utils import logging
 from trl_grpo_ext.callbacks import StatefulCallback
 from trl_grpo_ext.health.history import History
 from trl_grpo_ext.health.rules import Finding, findings
+from trl_grpo_ext.row_log import RowLog
 
 logger = logging.get_logger(__name__)
 FILE = "health.jsonl"
@@ -42,6 +40,7 @@ class HealthCallback(StatefulCallback):
         self.on_finding = on_finding
         self.findings: list[Finding] = []
         self._fired: set[str] = set()
+        self._history, self._taken = History(), 0
         self._seconds, self._began = 0.0, 0.0
         self._undo: Callable[[], None] | None = None
 
@@ -58,6 +57,7 @@ class HealthCallback(StatefulCallback):
         if not hasattr(trainer, REWARD):
             raise TypeError(f"HealthCallback needs a GRPOTrainer, not {type(trainer).__name__}.")
         self._fired, self.findings = set(), []
+        self._history, self._taken = History(), 0
         if self._undo is None:
             self._undo = self._timed(trainer)
 
@@ -87,7 +87,7 @@ class HealthCallback(StatefulCallback):
         """Find the trainer; a run from the beginning begins its file, a resumed one drops what came after its step."""
         super().on_train_begin(args, state, control, **kwargs)
         if state.is_world_process_zero:
-            keep_up_to(Path(args.output_dir) / FILE, state.global_step)
+            RowLog(Path(args.output_dir) / FILE).keep_up_to(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Give the trainer its method back."""
@@ -107,10 +107,11 @@ class HealthCallback(StatefulCallback):
         metrics["health/reward_share"].append(min(self._seconds / whole, 1.0))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Check the rules."""
-        for found in findings(History(state.log_history)):
-            if found.rule in self._fired:
-                continue
+        """Take what is new in the log, and check the rules that have not spoken."""
+        for entry in state.log_history[self._taken :]:
+            self._history.add(entry)
+        self._taken = len(state.log_history)
+        for found in findings(self._history, self._fired):
             self._fired.add(found.rule)
             self.findings.append(found)
             if state.is_world_process_zero:
@@ -118,29 +119,6 @@ class HealthCallback(StatefulCallback):
 
     def _tell(self, found: Finding, folder: Path, step: int) -> None:
         logger.warning(f"health, step {step}: {found}")
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **vars(found)}, ensure_ascii=False) + "\n")
+        RowLog(folder / FILE).write([{"step": step, **vars(found)}])
         if self.on_finding is not None:
             self.on_finding(found)
-
-
-def keep_up_to(path: Path, step: int) -> None:
-    """Drop the findings after a step from a file: a run that is resumed there will find them again. Step 0 drops all."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").split("\n") if step else []
-    kept = [line for line in lines if _step_of(line) <= step]
-    if not kept:
-        path.unlink()
-        return
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # the last line of a killed run may be half-written

@@ -8,7 +8,7 @@ training stability; the others are said in each rule. Windows count log entries,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from trl_grpo_ext.health.history import History, has_risen
@@ -42,15 +42,19 @@ def _reward_rises(history: History) -> bool:
 
 
 def not_finite(history: History) -> Finding | None:
-    """The loss or the gradient norm is NaN or infinite."""
-    wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(history.latest(name) or 0.0)]
+    """The loss or the gradient norm is NaN or infinite, or the mean reward infinite (NaN: no row of the step has one)."""
+    latest = {name: history.latest(name) or 0.0 for name in ("loss", "grad_norm", "reward")}
+    wrong = [name for name, value in latest.items() if not math.isfinite(value)]
+    if wrong == ["reward"] and math.isnan(latest["reward"]):
+        return None
     if not wrong:
         return None
-    return Finding(
-        "not_finite",
-        f"{wrong[0]} is {history.latest(wrong[0])}.",
-        "Lower learning_rate, set max_grad_norm, and use bf16 in place of fp16; the weights of this run are of no use.",
+    change = (
+        "A reward function returns infinity, of which no advantage can be made: return finite numbers, or None."
+        if "reward" in wrong and math.isinf(latest["reward"])
+        else "Lower learning_rate, set max_grad_norm, and use bf16 in place of fp16; the weights of this run are of no use."
     )
+    return Finding("not_finite", f"{wrong[0]} is {latest[wrong[0]]}.", change)
 
 
 def reward_flat(history: History) -> Finding | None:
@@ -178,8 +182,10 @@ def reward_hacking(history: History) -> Finding | None:
         if len(points) < 3 or not len(points) == len(lows) == len(highs):
             continue
         best = max(range(len(points)), key=lambda place: points[place].value)
-        then, now = reward_near(history, points[best].step), reward_near(history, points[-1].step)
-        if then is None or now is None or now <= then or max(high.value for high in highs[-2:]) >= lows[best].value:
+        if max(high.value for high in highs[-2:]) >= lows[best].value:
+            continue
+        then, now = (reward_at(history, points[place].step) for place in (best, -1))
+        if then is None or now is None or now <= then:
             continue
         return Finding(
             "reward_hacking",
@@ -191,10 +197,10 @@ def reward_hacking(history: History) -> Finding | None:
     return None
 
 
-def reward_near(history: History, step: int) -> float | None:
-    """Return the mean of the last 5 training rewards up to a step; None without any."""
-    values = [point.value for point in history.points("reward") if point.step <= step][-SHORT:]
-    return sum(values) / len(values) if values else None
+def reward_at(history: History, step: int) -> float | None:
+    """Return the mean of the last 5 training rewards up to a step; before training the first one, and None without any."""
+    found = history.mean_up_to("reward", step, SHORT)
+    return history.first_mean("reward", 1) if found is None else found
 
 
 def slow_reward(history: History) -> Finding | None:
@@ -223,6 +229,11 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def findings(history: History) -> list[Finding]:
-    """Return what all rules find in a history, each once."""
-    return [found for rule in RULES if (found := rule(history)) is not None]
+def findings(history: History, known: Collection[str] = ()) -> list[Finding]:
+    """Return what all rules find in a history, each once.
+
+    Args:
+        history: of the run.
+        known: names of rules that are not asked.
+    """
+    return [found for rule in RULES if rule.__name__ not in known and (found := rule(history)) is not None]

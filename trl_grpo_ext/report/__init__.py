@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_grpo_ext.report.html import write_report
 from trl_grpo_ext.report.lines import Completion
+from trl_grpo_ext.report.pictures import write_pictures
 from trl_grpo_ext.report.run_files import RunError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _HOME = {
     "try_report": "trl_grpo_ext.report.callback",
 }
 
-__all__ = ["Completion", "LiveCallback", "ReportCallback", "RunError", "try_report", "write_report"]
+__all__ = ["Completion", "LiveCallback", "ReportCallback", "RunError", "try_report", "write_pictures", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -135,6 +135,17 @@ def figure(
     return drawn
 
 
+def panel_names(run: Mapping[str, Series]) -> dict[str, list[str]]:
+    """Return title -> metrics of every panel that a run has something for: the reward, what is independent of it, the rest."""
+    names, found = list(run), {}
+    metrics = intervals(names)
+    for scorer in dict.fromkeys(name.split("/")[0] for name in metrics):
+        own = shown_figures([name for name in metrics if name.split("/")[0] == scorer])
+        found[f"Independent metric: {scorer.removeprefix('eval_')}, with 95 % interval"] = own
+    found |= {title: matching(names, patterns) for title, patterns in PANELS.items()}
+    return {title: found[title] for title in sorted(found, key=lambda title: title != "Reward") if found[title]}
+
+
 def panels(history: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Return title -> figure of everything that the run has logged.
 
@@ -143,20 +154,11 @@ def panels(history: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, 
         control: of the control run that is drawn beside it; none by default.
     """
     run, other = series(history), series(control)
-    found = {}
-    metrics = intervals(list(run))
-    scorers = dict.fromkeys(name.split("/")[0] for name in metrics)
-    for scorer in scorers:
-        own = shown_figures([name for name in metrics if name.split("/")[0] == scorer])
-        found[f"Independent metric: {scorer.removeprefix('eval_')}, with 95 % interval"] = figure(
-            own, run, other, True
-        )
-    for title, patterns in PANELS.items():
-        names = matching(list(run), patterns)
-        if names:
-            found[title] = figure(names, run, other)
-    # The reward comes first, what is independent of it beside it.
-    return {title: found[title] for title in sorted(found, key=lambda title: title != "Reward")}
+    with_bands = set(intervals(list(run)))
+    return {
+        title: figure(names, run, other, with_bands=set(names) <= with_bands)
+        for title, names in panel_names(run).items()
+    }
 
 
 def script() -> str:

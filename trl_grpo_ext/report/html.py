@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from trl_grpo_ext.report import charts, page_parts
+from trl_grpo_ext.report import charts, deltas, page_parts
 from trl_grpo_ext.report.groups import changes, reward_of, sampled_groups, score_of
 from trl_grpo_ext.report.run_files import COMPLETIONS, SAMPLES, Run, json_lines, load_run
 
@@ -44,7 +44,8 @@ def report_page(run: Run, control: Run | None = None, tables: Mapping[str, page_
         groups=page_parts.groups_part(groups),
         changes=page_parts.changes_part("Held-out problems whose score changed", verdicts)
         + page_parts.changes_part("Training prompts whose reward changed", rewards),
-        tables=page_parts.tables_part(tables or {}),
+        tables=page_parts.tables_part(tables or {})
+        + page_parts.deltas_part(deltas.summaries(run.folder), *deltas.tensor_rows(run.folder)),
         settings=page_parts.settings_part(run),
         data=page_parts.script_data(groups),
         groups_script=(FOLDER / "groups.js").read_text(encoding="utf-8"),

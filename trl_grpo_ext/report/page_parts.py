@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from trl_grpo_ext.report.deltas import TENSOR_COLUMNS
 from trl_grpo_ext.report.run_files import Run
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
@@ -69,6 +70,31 @@ def changes_part(title: str, found: Mapping[str, Any]) -> str:
 def tables_part(tables: Mapping[str, Table]) -> str:
     """Return further tables, title -> (header, rows)."""
     return "".join(f"<h2>{escape(title)}</h2>{table(header, rows)}" for title, (header, rows) in tables.items())
+
+
+def deltas_part(summaries: Mapping[str, Mapping[str, Any]], last: str, tensors: Sequence[Sequence[str]]) -> str:
+    """Return the deltas of a run, and, folded, the tensors of the last one; nothing without a delta."""
+    if not summaries:
+        return ""
+    header = ["delta", "bytes", "of the whole", "bits per weight", "weights changed", "exact", "codecs", "quality"]
+    listed = table(header, [_delta_row(name, found) for name, found in summaries.items()])
+    base = list(summaries.values())[-1]["base"]
+    told = f"Of the base {base}. A delta needs that very base."
+    folded = f"<details><summary>Tensors ({escape(last)})</summary>{table(TENSOR_COLUMNS, tensors)}</details>"
+    return f'<h2>Delta of the weights</h2><p class="dim">{escape(told)}</p>{listed}{folded if tensors else ""}'
+
+
+def _delta_row(name: str, found: Mapping[str, Any]) -> list[str]:
+    share = found["delta_bytes"] / max(found["full_bytes"], 1)
+    codecs = ", ".join(f"{count} {codec}" for codec, count in found["codecs"].items())
+    quality = json.dumps(found["quality"]) if found["quality"] else "not measured"
+    figures = [
+        f"{found['delta_bytes']:,}",
+        f"{share:.1%}",
+        f"{found['bits_per_weight']:.3f}",
+        f"{found['density']:.1%}",
+    ]
+    return [name, *figures, "yes" if found["lossless"] else "no", codecs, quality]
 
 
 def settings_part(run: Run) -> str:

@@ -20,6 +20,9 @@ COMPLETIONS, SAMPLES, HEALTH, STATE, SETTINGS = (
     "run_settings.json",
 )
 
+# Of the parts of `run_settings.json` the one that is no settings.
+VERSIONS = "versions"
+
 
 class RunError(ValueError):
     """A folder that no report can be made of; the message says what is missing."""
@@ -35,7 +38,7 @@ class Run:
         history: log entries, by step.
         findings: lines of `health.jsonl`.
         settings: title -> name -> value, of `run_settings.json`, `adapter_config.json`, `config.json`, and the results.
-        versions: of the libraries, as the model card lists them.
+        versions: of the libraries, as the run has written them, or else as its model card lists them.
     """
 
     folder: Path
@@ -113,5 +116,6 @@ def load_run(folder: str | Path) -> Run:
         raise RunError(f"{folder} holds no {STATE}, nor does a checkpoint in it: the run has saved nothing yet.")
     state = json.loads(path.read_text(encoding="utf-8"))
     history = [entry for entry in state.get("log_history", []) if "step" in entry]
-    findings = list(json_lines(folder / HEALTH))
-    return Run(folder, state, history, findings, _settings(folder), _versions(folder))
+    findings, settings = list(json_lines(folder / HEALTH)), _settings(folder)
+    versions = settings.pop(VERSIONS, None) or _versions(folder)
+    return Run(folder, state, history, findings, settings, versions)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, sqrt
+from math import sqrt
 from statistics import fmean, stdev
 
+from trl_grpo_ext.estimation import pass_at_k
 from trl_grpo_ext.training_free.rollouts import Rollout, grouped
-
-
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Return 1 - C(n - c, k) / C(n, k), the unbiased pass@k of arXiv 2107.03374, for c right samples of n."""
-    return 1.0 - comb(samples - right, k) / comb(samples, k)
 
 
 @dataclass(frozen=True)

@@ -137,30 +137,6 @@ def detectable_mean(
     return min(high, radius + NormalDist().inv_cdf(power) * spread / math.sqrt(count))
 
 
-def t_quantile(probability: float, degrees: int) -> float:
-    """Return the quantile of Student's t, by the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5).
-
-    Within about 1 % from 4 degrees of freedom on for probabilities up to 0.995; 1 and 2 degrees are exact.
-
-    Raises:
-        ValueError: a probability out of (0, 1), or fewer than 1 degree of freedom.
-    """
-    if not 0 < probability < 1 or degrees < 1:
-        raise ValueError(f"t_quantile needs a probability in (0, 1) and degrees >= 1, not {probability}, {degrees}.")
-    if degrees == 1:
-        return math.tan(math.pi * (probability - 0.5))
-    if degrees == 2:
-        return (2 * probability - 1) / math.sqrt(2 * probability * (1 - probability))
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees ** (order + 1) for order, term in enumerate(terms))
-
-
 def _checked(values: Values, alpha: float, low: float, high: float) -> NDArray[np.float64]:
     found = np.asarray(values, dtype=np.float64)
     if not 0 < alpha < 1:

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from trl_grpo_ext.training_free.statistics import t_quantile
+from trl_grpo_ext.estimation import t_quantile
 
 
 @dataclass(frozen=True)
