@@ -23,7 +23,7 @@ PLOTTED = (
     "clip_ratio/region_mean",
     "eval_reward",
 )
-SECRET = ("_token", "_key", "_secret", "_password")
+SECRET = ("token", "_key", "secret", "password", "authorization")
 FIGURES = ("/avg@", "/pass@", "/maj@")
 
 
@@ -41,8 +41,14 @@ def watching_callbacks(run: Any) -> list[Any]:
 
 
 def given_keys(explicit: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user has written for a run, without what is secret."""
-    return {name: "***" if name.endswith(SECRET) else value for name, value in explicit.items()}
+    """What the user has written for a run, without what is secret at any depth."""
+    return {name: "***" if str(name).lower().endswith(SECRET) else _given(value) for name, value in explicit.items()}
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return given_keys(value)
+    return [_given(item) for item in value] if isinstance(value, list) else value
 
 
 def is_plotted_too(name: str) -> bool:
