@@ -76,6 +76,11 @@ REFUSALS: list[tuple[Condition, str]] = [
         "neftune_noise_alpha: the noise would also disturb the rollouts; remove it.",
     ),
     (
+        lambda run: getattr(run.training_args, "enable_jit_checkpoint", False),
+        "enable_jit_checkpoint: stage grpo saves a checkpoint on SIGTERM by itself, on all ranks at the end of a step; "
+        "remove it.",
+    ),
+    (
         lambda run: run.training_args.auto_find_batch_size,
         "auto_find_batch_size: shrinking the batch would break groups apart; set per_device_train_batch_size.",
     ),
@@ -174,6 +179,11 @@ REFUSALS: list[tuple[Condition, str]] = [
         lambda run: _has_self_certainty(run) and run.finetuning_args.grpo_collapse_guard,
         "grpo_collapse_guard with self_certainty: the trainer computes that reward itself, so that nothing can guard it; "
         "remove one of them.",
+    ),
+    (
+        lambda run: run.training_args.fsdp and run.training_args.use_cpu,
+        "use_cpu with fsdp: accelerate shards on accelerators only, and would train without it; remove one of them (DeepSpeed "
+        "ZeRO works on CPU ranks, with DS_ACCELERATOR=cpu and without use_cpu).",
     ),
     (
         lambda run: run.generating_args.do_sample is False,

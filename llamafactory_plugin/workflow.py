@@ -29,6 +29,7 @@ from llamafactory_plugin.run_arguments import RunArguments
 from llamafactory_plugin.settings import build_config
 from llamafactory_plugin.summary import announce
 from llamafactory_plugin.watching import draw_pictures, report_of, watching_callbacks
+from trl_grpo_ext import TerminationCallback
 from trl_grpo_ext.curriculum import Curriculum
 from trl_grpo_ext.rewards import apply_reward_control
 from trl_grpo_ext.rewards.label_free import CollapseGuard
@@ -96,6 +97,7 @@ def run_grpo(run: RunArguments, callbacks: list[Any] | None = None) -> None:
         # The metrics first: what stops a run early looks for them among those of the evaluation.
         measuring = [] if prepared.evaluation is None else [prepared.evaluation]
         watching = [*own_callbacks, *experience_callbacks(run, library), *watching_callbacks(run)]
+        watching += [TerminationCallback()] if run.training_args.do_train else []
         _run(prepared, [*measuring, *(callbacks or []), *watching])
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from trl_grpo_ext._compat import config_kwargs, grpo_config_fields, import_trl, prepare_model
     from trl_grpo_ext.advantages import AdvantageConfig, group_advantages
     from trl_grpo_ext.callbacks import AdaptiveKLCallback, ClipScheduleCallback
+    from trl_grpo_ext.checkpoints import CheckpointCallback
     from trl_grpo_ext.config import ExtendedGRPOConfig
     from trl_grpo_ext.experience import (
         Episode,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from trl_grpo_ext.rewards.skips import ExcludeSkipped, correct_skipped_rows, exclude_skipped, total_rewards
     from trl_grpo_ext.self_certainty_reward import SelfCertainty
+    from trl_grpo_ext.termination import TerminationCallback
     from trl_grpo_ext.trainer import ExtendedGRPOTrainer
 
 __version__ = "0.1.0"
@@ -49,6 +51,7 @@ _TRAINER = "trl_grpo_ext.trainer"
 _HOME = {
     "AdaptiveKLCallback": _CALLBACKS,
     "AdvantageConfig": _ADVANTAGES,
+    "CheckpointCallback": "trl_grpo_ext.checkpoints",
     "ClipScheduleCallback": _CALLBACKS,
     "Episode": _EXPERIENCE,
     "ExcludeSkipped": _SKIPS,
@@ -64,6 +67,7 @@ _HOME = {
     "REWARDS": _REWARDS,
     "RescueCallback": _EXPERIENCE,
     "SelfCertainty": _SELF_CERTAINTY,
+    "TerminationCallback": "trl_grpo_ext.termination",
     "apply_reward_control": _REWARDS,
     "check_reward_columns": _REWARDS,
     "config_kwargs": _COMPAT,
@@ -86,6 +90,7 @@ __all__ = [
     "REWARDS",
     "AdaptiveKLCallback",
     "AdvantageConfig",
+    "CheckpointCallback",
     "ClipScheduleCallback",
     "Episode",
     "ExcludeSkipped",
@@ -100,6 +105,7 @@ __all__ = [
     "LossOutputs",
     "RescueCallback",
     "SelfCertainty",
+    "TerminationCallback",
     "__version__",
     "apply_reward_control",
     "check_reward_columns",

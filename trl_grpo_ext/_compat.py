@@ -302,3 +302,13 @@ def logps_result(logps: Any, entropies: Any) -> tuple[Any, ...]:
 def has_chunked_head() -> bool:
     """Whether TRL computes log-probabilities without the logits of whole sequences by itself (TRL >= 1.15)."""
     return trl_version() >= (1, 15)
+
+
+def rotate_checkpoints(trainer: Any, run: str) -> None:
+    """Delete the oldest checkpoints of a run beyond `save_total_limit`, as transformers does after each save."""
+    own = getattr(trainer, "_rotate_checkpoints", None)
+    if own is not None:  # transformers 4
+        own(use_mtime=True, output_dir=run)
+        return
+    best = trainer.state.best_model_checkpoint
+    import_module("transformers.trainer_utils").rotate_checkpoints(run, trainer.args.save_total_limit, best, True)

@@ -173,9 +173,10 @@ class CurriculumCallback(StatefulCallback):
         return self.trainer.curriculum.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them, and let the epoch begin with the same prompts."""
+        """Take them, and let an epoch that had begun begin with the same prompts."""
         self.trainer.curriculum.load_state_dict(state)
-        self.trainer.curriculum_sampler.resume()
+        if self.trainer.state.epoch % 1:
+            self.trainer.curriculum_sampler.resume()
 
     def attach(self, trainer: Any) -> None:
         """Check that the trainer has a curriculum."""

@@ -12,6 +12,7 @@ from trl_grpo_ext import off_policy, redraw, rescue, scoring, self_certainty_rew
 from trl_grpo_ext._compat import group_size, import_trl, logps_and_entropies, tokenize_prompts, trainable_model
 from trl_grpo_ext.batching import PutAttentionBack
 from trl_grpo_ext.callbacks import AdaptiveKLCallback, ClipScheduleCallback, CurriculumCallback
+from trl_grpo_ext.checkpoints import CheckpointCallback
 from trl_grpo_ext.config import ExtendedGRPOConfig
 from trl_grpo_ext.config_checks import load_function
 from trl_grpo_ext.curriculum import Curriculum, CurriculumSampler
@@ -111,6 +112,10 @@ class ExtendedGRPOTrainer(import_trl().GRPOTrainer):  # type: ignore[misc]
         if self.curriculum is not None:
             self.add_callback(CurriculumCallback())
         self.add_callback(PutAttentionBack(self.batching.passes))
+        if not any(isinstance(one, CheckpointCallback) for one in self.callback_handler.callbacks):
+            checkpoints = CheckpointCallback()
+            checkpoints.attach(self)
+            self.add_callback(checkpoints)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)

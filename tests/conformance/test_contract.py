@@ -14,6 +14,8 @@ METHODS = {
     "_generate_and_score_completions": ["inputs"],
     "_compute_loss": ["model", "inputs"],
     "_get_train_sampler": ["dataset"],
+    "_save_checkpoint": ["model", "trial"],
+    "_get_output_dir": ["trial"],
     "get_high_entropy_mask": ["entropies", "mask", "threshold"],
 }
 ATTRIBUTES = (

@@ -13,7 +13,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 # Page -> language -> how many blocks there are, and the test that runs all of them.
 BLOCKS: dict[str, dict[str, tuple[int, str]]] = {
-    "README.md": {"python": (2, HERE), "yaml": (2, HERE_A)},
+    "README.md": {"python": (2, HERE), "yaml": (4, HERE_A)},
     # Its Python is compiled and its names are looked up, no more: it speaks of models and trainers that the reader has.
     # tests/bitdelta makes the same calls on real ones. The block without a language is the command's synopsis.
     "docs/bitdelta.md": {"python": (5, HERE), "yaml": (1, HERE_A), "": (1, HERE)},
@@ -65,6 +65,9 @@ RUN = {
     "python benchmarks/learning.py": ("tests/benchmarks/test_learning.py", "learning"),
     "python benchmarks/step.py": ("tests/benchmarks/test_step.py", "step"),
     "python benchmarks/ppo_vs_grpo.py": ("tests/benchmarks/test_ppo_vs_grpo.py", "ppo_vs_grpo"),
+    "python benchmarks/bitdelta.py": ("tests/benchmarks/test_bitdelta.py", "bitdelta"),
+    "python benchmarks/scaling.py": ("tests/benchmarks/test_scaling.py", "scaling"),
+    "python benchmarks/health.py": ("tests/benchmarks/test_health.py", "health"),
     "trl grpo --reward_funcs": ("tests/trl_grpo_ext/test_reward_dotted.py", "trl"),
 }
 # The beginning of a command -> why no test runs it.

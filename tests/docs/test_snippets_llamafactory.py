@@ -63,12 +63,15 @@ def run_command(command: str) -> int:
 
 
 def test_readme(place: Workspace) -> None:
-    run, experience = blocks("README.md", "yaml")
+    run, experience, delta, metrics = blocks("README.md", "yaml")
     ready = prepare(whole(place, run))
     assert (ready.config.num_generations, ready.config.learning_rate) == (8, 1e-5)
     assert [reward.__name__ for reward in ready.rewards] == ["gsm8k_number"]
     found = prepared(place, experience, output_dir="saves/grpo").run.finetuning_args
     assert (found.experience_inject, found.experience_rescue) == ("both", "off_policy")
+    assert prepared(place, delta, finetuning_type="full").run.finetuning_args.bitdelta is True
+    measured = prepared(place, metrics, val_size=2).evaluation
+    assert [scorer.__name__ for scorer in measured.scorers] == ["strict_match", "flexible_match"]
 
 
 def test_rewards_llamafactory(place: Workspace) -> None:

@@ -23,6 +23,7 @@ BY_ARGUMENTS: dict[str, dict[str, Any]] = {
     "fp8": {"fp8": True},
     "neftune_noise_alpha": {"neftune_noise_alpha": 5.0},
     "auto_find_batch_size": {"auto_find_batch_size": True},
+    "enable_jit_checkpoint": {"enable_jit_checkpoint": True},
     "do_predict": {"do_predict": True, "val_size": 4},
     "grpo_eval_metrics": {"grpo_eval_metrics": "exact_match"},
     "grpo_eval_samples": {"grpo_eval_samples": 2},
@@ -56,6 +57,7 @@ BY_ATTRIBUTES: dict[str, dict[str, dict[str, Any]]] = {
         "training_args": {"fsdp": ["full_shard"]},
         "finetuning_args": {"reward_model": "elsewhere", "reward_model_type": "full"},
     },
+    "use_cpu": {"training_args": {"fsdp": ["full_shard"], "use_cpu": True}},
     "pissa_init": {"finetuning_args": {"pissa_init": True, "grpo_beta": 0.1}},
 }
 # LLaMA-Factory's own errors for every stage but sft.

@@ -111,6 +111,7 @@ class ExperienceCallback(TrainerCallback):
         self._wrappings: list[Wrapping] = []
         self._pending: list[ObservedGroup] = []
         self._observed = False
+        self._saved_at = -1
 
     @property
     def library(self) -> ExperienceLibrary:
@@ -160,7 +161,7 @@ class ExperienceCallback(TrainerCallback):
         self.attach(trainer)
         if self.record and any(getattr(reward, "computed_by_trainer", False) for reward in trainer.reward_funcs):
             raise ValueError("record=True can't see the rewards of SelfCertainty, which come later; set record=False.")
-        self._pending, self._observed = [], False
+        self._pending, self._observed, self._saved_at = [], False, -1
         self.shared.connect(trainer.accelerator, resumed_checkpoint(trainer))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -239,6 +240,12 @@ class ExperienceCallback(TrainerCallback):
         self._pending, self._observed = [], False
         self._log("train", library_metrics(self.shared.reader.counters()))
 
+    def save_into(self, folder: Path) -> None:
+        """Put the library into a checkpoint while it is written; a `CheckpointCallback` calls it."""
+        self.shared.save(self.trainer.accelerator, folder)
+        self._saved_at = self.trainer.state.global_step
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put the library beside the checkpoint."""
-        self.shared.save(self.trainer.accelerator, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        """Put the library beside the checkpoint, where nobody has asked for it before."""
+        if self._saved_at != state.global_step:
+            self.save_into(Path(args.output_dir) / f"checkpoint-{state.global_step}")

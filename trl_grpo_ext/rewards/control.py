@@ -26,6 +26,14 @@ class _RewardControl(ABC):
         self.__wrapped__ = func
         self._generator = random.Random(f"{seed}|{func.__name__}|{os.environ.get('RANK', '0')}")
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the generator, which a checkpoint keeps."""
+        return {"generator": self._generator.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with it."""
+        self._generator.setstate(state["generator"])
+
     @abstractmethod
     def _replace(self, rewards: Sequence[Any]) -> list[Any]:
         """The control's rewards for the true ones of a call."""

@@ -37,6 +37,14 @@ class RewardMetricsCallback(TrainerCallback):
                     figures |= source.last_metrics
         return figures
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was not logged yet; a `CheckpointCallback` keeps it."""
+        return {"values": {name: list(values) for name, values in self._values.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it."""
+        self._values = defaultdict(list, {name: list(values) for name, values in state["values"].items()})
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

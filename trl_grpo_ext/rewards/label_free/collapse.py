@@ -2,6 +2,7 @@
 
 from collections import deque
 from statistics import fmean
+from typing import Any
 
 
 def _check(window: int, patience: int, min_rise: float, min_drop: float) -> None:
@@ -60,6 +61,17 @@ class CollapseDetector:
         rose = now[1] >= self._best[1] + self.min_rise
         self.alarms = self.alarms + 1 if fell and rose else 0
         return self.alarms >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the measurements in the window, the best point and the alarms."""
+        windows = {"pseudo": list(self._pseudo), "canary": list(self._canary)}
+        return windows | {"alarms": self.alarms, "means": self.means, "best": self._best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with them; a shorter window keeps the newest."""
+        self._pseudo = deque(state["pseudo"], self._pseudo.maxlen)
+        self._canary = deque(state["canary"], self._canary.maxlen)
+        self.alarms, self.means, self._best = state["alarms"], state["means"], state["best"]
 
     @property
     def best_canary(self) -> float | None:

@@ -54,7 +54,8 @@ class CollapseGuard:
 
     Use it in the trainer's process, not in a worker: `GRPOTrainer(reward_funcs=[guard], callbacks=[guard.callback()])`.
     A measurement is one reward call in training that holds canary rows, summed over ranks; in evaluation every row gets
-    the guarded reward, or the fallback, and needs no mark. Detection starts anew in a resumed run.
+    the guarded reward, or the fallback, and needs no mark. A resumed run goes on with what was detected if its
+    checkpoints are `ExtendedGRPOTrainer`'s or a `CheckpointCallback`'s; otherwise detection starts anew.
     Failure modes: canaries unlike the training rows don't notice its collapse; too few of them raise false alarms or
     none (see `min_drop`); the labels must never be in the prompt.
 
@@ -128,6 +129,15 @@ class CollapseGuard:
         from trl_grpo_ext.rewards.label_free.callback import CollapseGuardCallback
 
         return CollapseGuardCallback(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was detected so far, which a checkpoint keeps."""
+        return {"detector": self.detector.state_dict(), "collapsed": self.collapsed, "pseudo": self.pseudo_signal}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.detector.load_state_dict(state["detector"])
+        self.collapsed, self.pseudo_signal = state["collapsed"], state["pseudo"]
 
     def _canaries(self, call: Mapping[str, Any], total: int) -> list[int]:
         marks = call.get(self.canary_column)

@@ -1,0 +1,44 @@
+"""Training in a process of its own that is killed: forked, so that nothing is imported a second time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+
+def kill_me(*_: object, **__: object) -> NoReturn:
+    """As the kernel's out-of-memory killer does it: nothing runs after this."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still alive")
+
+
+def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
+    """Run in a child process and return how it ended: its exit status, or the negative number of a signal."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        _end(work)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _end(work: Callable[[], None]) -> NoReturn:
+    status = 1
+    try:
+        work()
+        status = 0
+    except SystemExit as error:
+        status = int(error.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
