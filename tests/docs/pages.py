@@ -36,7 +36,7 @@ BLOCKS: dict[str, dict[str, tuple[int, str]]] = {
     "docs/migration.md": {"python": (5, HERE)},
     "docs/quickstart_llamafactory.md": {"json": (1, HERE_A), "yaml": (1, HERE_A)},
     "docs/quickstart_trl.md": {"python": (2, HERE)},
-    "docs/report.md": {"python": (1, "tests/evaluation/test_pages.py")},
+    "docs/report.md": {"python": (2, "tests/evaluation/test_pages.py")},
     "docs/rewards.md": {
         "python": (13, "tests/trl_grpo_ext/test_rewards_page.py"),
         "yaml": (1, "tests/trl_grpo_ext/test_rewards_page.py"),
@@ -67,7 +67,6 @@ RUN = {
     "python benchmarks/ppo_vs_grpo.py": ("tests/benchmarks/test_ppo_vs_grpo.py", "ppo_vs_grpo"),
     "python benchmarks/bitdelta.py": ("tests/benchmarks/test_bitdelta.py", "bitdelta"),
     "python benchmarks/scaling.py": ("tests/benchmarks/test_scaling.py", "scaling"),
-    "python benchmarks/health.py": ("tests/benchmarks/test_health.py", "health"),
     "trl grpo --reward_funcs": ("tests/trl_grpo_ext/test_reward_dotted.py", "trl"),
 }
 # The beginning of a command -> why no test runs it.

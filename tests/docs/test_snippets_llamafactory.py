@@ -20,6 +20,7 @@ pytest.importorskip("llamafactory", reason="needs LLaMA-Factory (line A)")
 import yaml
 from llamafactory.data.template import TEMPLATES
 
+from llamafactory_plugin.evaluation import load_metrics
 from tests.docs.pages import REPOSITORY, blocks, commands
 from tests.llamafactory_plugin import tiny
 from tests.llamafactory_plugin.conftest import Workspace, model, quiet_environment, workspace
@@ -70,8 +71,8 @@ def test_readme(place: Workspace) -> None:
     found = prepared(place, experience, output_dir="saves/grpo").run.finetuning_args
     assert (found.experience_inject, found.experience_rescue) == ("both", "off_policy")
     assert prepared(place, delta, finetuning_type="full").run.finetuning_args.bitdelta is True
-    measured = prepared(place, metrics, val_size=2).evaluation
-    assert [scorer.__name__ for scorer in measured.scorers] == ["strict_match", "flexible_match"]
+    measured = prepared(place, metrics, dataset="gsm8k", val_size=2)
+    assert [metric.__name__ for metric in load_metrics(measured.run)] == ["strict_match", "flexible_match"]
 
 
 def test_rewards_llamafactory(place: Workspace) -> None:
@@ -132,7 +133,7 @@ def test_quickstart_llamafactory(place: Workspace, monkeypatch: pytest.MonkeyPat
         command for command in commands(page) if re.match("grpo-ext (evaluate|report)", command)
     ]
     # README has the same two, with the control run in the report.
-    ours = [command for command in commands("README.md") if re.match("grpo-ext (evaluate|report)", command)]
+    ours = [command for command in commands("README.md") if re.match("grpo-ext (evaluate|report) quick", command)]
     assert [evaluate, f"{report} --control quickstart/control"] == ours
     shutil.copytree("saves/grpo", "quickstart/grpo")
     shutil.copytree("saves/grpo", "quickstart/control")
