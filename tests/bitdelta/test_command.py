@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from tests.bitdelta.conftest import save, tiny
 from tests.bitdelta.test_callback import tokenizer
 from trl_grpo_ext.cli.bitdelta import main, read_prompts
+from trl_grpo_ext.cli.evaluate import main as evaluate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -87,3 +88,16 @@ def test_prompts_of_a_file(tmp_path):
 def test_the_command_is_registered():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["trl_grpo_ext.commands"]["bitdelta"] == "trl_grpo_ext.cli.bitdelta:main"
+
+
+def test_evaluate_takes_the_folder_of_a_delta(made, tmp_path, capsys):
+    exact, data = shutil.copytree(made[1], tmp_path / "exact"), tmp_path / "data.jsonl"
+    tokenizer().save_pretrained(exact)
+    data.write_text('{"prompt": "1 2", "solution": "3"}\n{"prompt": "4", "solution": "5"}\n')
+    options = ["--data", str(data), "--scorer", "exact_match", "--max-new-tokens", "3", "--output", str(tmp_path)]
+    assert evaluate([str(exact), *options]) == 0
+    assert "exact_match/avg@1" in capsys.readouterr().out
+    damaged = exact / "bitdelta_model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert evaluate([str(exact), *options]) == 1
+    assert "truncated" in capsys.readouterr().err

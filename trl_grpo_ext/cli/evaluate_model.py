@@ -22,12 +22,24 @@ def model_rows(path: Path, with_experiences: bool, given: argparse.Namespace) ->
         ValueError: data, settings or files that do not fit.
     """
     sampling, problems = sampling_of(given), problems_of(given)
-    model = ModelFolder(path, given.prompt_format)
+    model = _opened(path, given.prompt_format)
     prompts = with_lessons(model, problems, given) if with_experiences else None
     log = SampleLog(Path(given.output) / f"{file_name(path)}{'-experiences' if with_experiences else ''}.jsonl")
     rows = model.sample(problems, sampling, log, given=prompts)
     print(f"{path}: samples in {log.path}")
     return rows
+
+
+def _opened(path: Path, prompt_format: str) -> ModelFolder:
+    if not (path / "bitdelta_config.json").is_file():
+        return ModelFolder(path, prompt_format)
+    # Its import teaches transformers to load a delta's folder.
+    from trl_grpo_ext.bitdelta import BitDeltaError
+
+    try:
+        return ModelFolder(path, prompt_format)
+    except BitDeltaError as error:
+        raise ValueError(str(error)) from error
 
 
 def file_name(path: Path) -> str:
