@@ -120,12 +120,12 @@ endef
 test-line-b: venv-b
 	$(LINE_B) $(TESTS)
 
-# Without the plugin's tests: pytest refuses a folder whose conftest skips it when it is named.
+# Without the tests of the plugin and of LLaMA Board: a folder that is named may not be skipped by its conftest.
 test-line-b-core: venv-b
 	$(LINE_B) $(CORE_TESTS)
 
 test-line-b-other: venv-b
-	$(LINE_B) $(OTHER_TESTS)
+	$(LINE_B) $(filter-out tests/board,$(OTHER_TESTS))
 
 # Two environments at a time: an installation waits for the network and the disk half of its time.
 installed:
