@@ -206,7 +206,9 @@ def test_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if transformers_4:
         monkeypatch.setattr(PreTrainedTokenizerBase, name, [], raising=False)
     else:
-        monkeypatch.delattr(PreTrainedTokenizerBase, name, raising=False)
+        for owner in PreTrainedTokenizerBase.__mro__:
+            if name in vars(owner):
+                monkeypatch.delattr(owner, name)
     with pytest.raises(UsageError, match=sentence):
         vllm_checks.check_vllm(run)
 
