@@ -58,7 +58,13 @@ def test_nothing_is_unpickled_but_what_the_trainer_sends_its_workers() -> None:
 
 def test_nothing_loads_as_torch_or_yaml_would_run_it() -> None:
     wrong = {"torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "numpy.load", "np.load"}
-    assert [(file, name) for file, name, _ in calls() if name in wrong] == []
+    # Of a checkpoint, by PyTorch's reader that makes nothing but tensors and plain values.
+    harmless = {
+        file for file, _, node in calls() for item in node.keywords if ast.unparse(item) == "weights_only=True"
+    }
+    assert harmless == {"trl_grpo_ext/resume_state.py"}
+    found = [(file, ast.unparse(node)) for file, name, node in calls() if name in wrong]
+    assert [file for file, call in found if "weights_only=True" not in call] == []
 
 
 def test_no_shell_and_no_evaluation() -> None:

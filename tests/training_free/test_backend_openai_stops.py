@@ -42,10 +42,12 @@ def test_what_on_reply_raises_cancels_the_rest_and_is_raised(stop):
 
 
 WAITING = """
-import sys
+import signal, sys
 from trl_grpo_ext.training_free.backends.openai_backend import OpenAIBackend
 from trl_grpo_ext.training_free.protocol import ChatRequest
 
+# A process that a shell has started in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     OpenAIBackend(sys.argv[1], "m").complete([ChatRequest((("user", "hi"),))], print)
 except KeyboardInterrupt:

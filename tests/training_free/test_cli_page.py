@@ -65,7 +65,7 @@ def endpoint():
 def run_commands(page, url):
     """Every train-free and infer line of a page; returns how many there were."""
     mains = {"train-free": train_free.main, "infer": infer.main}
-    found = [shlex.split(line) for block in blocks(page, "bash") for line in block.splitlines()]
+    found = [shlex.split(line) for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
     found = [words[1:] for words in found if words[:1] == ["grpo-ext"] and words[1] in mains]
     for words in found:
         assert mains[words[0]]([word.replace(UPSTREAM, url) for word in words[1:]]) == 0, words
