@@ -48,7 +48,9 @@ def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "LLM", Engine, raising=False)
     monkeypatch.setattr(trainer, "SamplingParams", SamplingParams, raising=False)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+        # Set once, so that what TRL's colocated mode leaves of them goes away with the test.
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
 
 
 def rendered(workspace: Workspace, texts: Any) -> list[int]:  # noqa: F811
