@@ -177,7 +177,7 @@ def test_doctor_finds_line_a_well() -> None:
         [sys.executable, "-m", "llamafactory_plugin", "doctor"], capture_output=True, text=True, cwd="/"
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count(": applied") == 3
+    assert result.stdout.count(": applied") == 4
     assert result.stdout.endswith("all is well\n")
 
 
