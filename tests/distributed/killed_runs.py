@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
+
+from tqdm.std import tqdm
 
 
 def kill_me(*_: object, **__: object) -> NoReturn:
@@ -31,6 +35,8 @@ def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
 
 def _end(work: Callable[[], None]) -> NoReturn:
     status = 1
+    # tqdm's own lock is a semaphore that parent and child share: killed with it, the child would take it along.
+    tqdm.set_lock(threading.RLock())
     try:
         work()
         status = 0
@@ -39,6 +45,8 @@ def _end(work: Callable[[], None]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # With a full disk there is nowhere to flush to, and nothing may keep the child from its end.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
