@@ -21,9 +21,17 @@ def kill_me(*_: object, **__: object) -> NoReturn:
     raise AssertionError("still alive")
 
 
+def unshare_lock(bar: type, lock: object) -> None:
+    """tqdm's own lock is a semaphore that parent and child share: a child killed with it would take it along."""
+    bar._lock = lock
+    for derived in bar.__subclasses__():
+        unshare_lock(derived, lock)
+
+
 def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
     """Run in a child process and return how it ended: its exit status, or the negative number of a signal."""
     sys.stdout.flush()
+    unshare_lock(tqdm, threading.RLock())
     child = os.fork()
     if child == 0:
         _end(work)
@@ -35,8 +43,6 @@ def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
 
 def _end(work: Callable[[], None]) -> NoReturn:
     status = 1
-    # tqdm's own lock is a semaphore that parent and child share: killed with it, the child would take it along.
-    tqdm.set_lock(threading.RLock())
     try:
         work()
         status = 0
