@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +23,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
-class Source:
+class Source(ABC):
     """Named tensors.
 
     Args:
@@ -34,25 +35,25 @@ class Source:
     def __init__(self, name: str, folder: Path | None = None, revision: str | None = None) -> None:
         self.name, self.folder, self.revision = name, folder, revision
 
+    @abstractmethod
     def names(self) -> list[str]:
         """Return the tensors' names."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """Return a tensor."""
-        raise NotImplementedError
 
     def checksum(self, name: str) -> int:
         """Return a tensor's CRC-32."""
         return checksum(self.tensor(name))
 
+    @abstractmethod
     def meta(self, name: str) -> tuple[str, list[int]]:
         """Return dtype, as safetensors names it, and shape, without reading the tensor."""
-        raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
         """Return the model's configuration; empty where there is none."""
-        raise NotImplementedError
+        return {}
 
 
 class CheckpointSource(Source):
