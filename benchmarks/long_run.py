@@ -1,7 +1,8 @@
 """Whether a long GRPO run keeps its size: memory, open files, processes, threads and the experience store over 2,000 steps.
 
 A tiny Llama with random weights learns to say vowels, with `ExtendedGRPOTrainer`: rewards in a worker process, a
-store of at most 1,000 experiences, dynamic sampling, a checkpoint with the library every 100 steps, three of them kept.
+store of at most 1,000 experiences and a history of twice as many operations, dynamic sampling, a checkpoint with the
+library every 100 steps, three of them kept.
 Measured every 50 steps, on the main process. Baseline: the same run at a quarter of its steps, where everything that
 is made once is made. Goals: what stands at the end against that. Steps that are measured more than once vary with the
 allocator, so memory may grow by 5 %; open files, processes and threads not at all.

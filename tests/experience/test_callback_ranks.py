@@ -8,18 +8,22 @@ import pytest
 from tests.experience.callback_runs import GROUP, LESSONS, QUESTIONS, lessons_library
 from tests.ranks import run_ranks
 from trl_grpo_ext import ExperienceLibrary
-from trl_grpo_ext.experience import ExperienceError, sharing
+from trl_grpo_ext.experience import ExperienceConfig, ExperienceError, sharing
 
 
 def test_two_ranks_inject_and_learn_as_one(tmp_path):
+    ExperienceLibrary(tmp_path / "experiences.db", ExperienceConfig(max_history=1000)).close()
     lessons_library(tmp_path / "experiences.db").close()
     run_ranks("tests.experience.callback_two_ranks", tmp_path)
     one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
-    for name in ("versions", "held", "metrics", "rollouts"):
+    for name in ("versions", "held", "horizon", "metrics", "rollouts"):
         assert one[name] == two[name], name
     # One version per step, and both ranks read it at the next generation.
     first = one["versions"][0]
-    assert one["versions"] == [first, first + 1, first + 2, first + 3, first + 4]
+    last = one["versions"][-1]
+    assert one["versions"] == [first, first + 1, first + 2, first + 3, last]
+    # Before the last step another process has written more than the history holds: the copies were made anew.
+    assert last == first + 4 + 130 and one["horizon"] > first + 3
     assert set(one["plain"]) | set(two["plain"]) <= set(QUESTIONS)
     check_groups(one["prompts"], two["prompts"])
     with ExperienceLibrary(tmp_path / "experiences.db") as library:

@@ -16,8 +16,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "min_advantage_threshold": (-1.0, 1.0),
     "sampling_temperature": (0.1, 2.0),
     "prune_to": (0.5, 1.0),
+    "max_history": (1_000, 10_000_000),
 }
-_WHOLE = ("group_size", "max_library_size", "max_per_prompt", "max_per_domain")
+_OPTIONAL = ("max_per_prompt", "max_per_domain", "max_history")
+_WHOLE = ("group_size", "max_library_size", *_OPTIONAL)
 
 
 def _check_number(name: str, value: Any) -> None:
@@ -44,6 +46,9 @@ class ExperienceConfig:
         max_per_domain: most episodes with one value of the metadata key "domain"; no limit by default.
         prune_to: a full library is pruned to this share of its size, in [0.5, 1], so that not every later group
             prunes again.
+        max_history: operations (a record added, retired or changed) that can be undone by a rollback, and groups that
+            are known when they are given once more, in [1000, 10000000]; twice `max_library_size` by default. A
+            quarter more is kept at times. Older retired records are deleted, so that the file does not grow for ever.
 
     Raises:
         ValueError: a value of the wrong type or outside its range.
@@ -58,10 +63,11 @@ class ExperienceConfig:
     max_per_prompt: int | None = None
     max_per_domain: int | None = None
     prune_to: float = 0.95
+    max_history: int | None = None
 
     def __post_init__(self) -> None:
-        for name in (*_RANGES, "max_per_prompt", "max_per_domain"):
-            if getattr(self, name) is not None or name in _RANGES:
+        for name in dict.fromkeys((*_RANGES, *_OPTIONAL)):
+            if getattr(self, name) is not None or name not in _OPTIONAL:
                 _check_number(name, getattr(self, name))
         if not isinstance(self.use_advantage_weighting, bool):
             value = self.use_advantage_weighting
@@ -77,6 +83,11 @@ class ExperienceConfig:
     def temperature(self) -> float:
         """The temperature that draws use: infinite, which is uniform, without advantage weighting."""
         return self.sampling_temperature if self.use_advantage_weighting else float("inf")
+
+    @property
+    def history_limit(self) -> int:
+        """Operations and groups that are remembered."""
+        return 2 * self.max_library_size if self.max_history is None else self.max_history
 
     @property
     def fingerprint(self) -> str:

@@ -86,6 +86,16 @@ class Database:
         """Number of transactions that changed something."""
         return int(self.value("SELECT max(version) FROM versions"))
 
+    @property
+    def horizon(self) -> int:
+        """The earliest version that the history reaches back to."""
+        return int(self.meta("horizon") or 0)
+
+    def stamp(self, version: int) -> tuple[Any, ...] | None:
+        """Return cause, step and time of a version; stays when what it did is forgotten. None: no such version."""
+        found = self.rows("SELECT cause, step, created FROM versions WHERE version = ?", (version,))
+        return found[0] if found else None
+
     def counters(self, version: int | None = None) -> Counters:
         """Return the counts of a version, the last one by default."""
         columns = "SELECT rollouts, stored, pruned, episodes, lessons FROM versions WHERE version = ?"

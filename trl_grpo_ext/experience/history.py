@@ -41,12 +41,12 @@ class Difference:
 
 
 def history(store: ExperienceStore, limit: int | None = None) -> list[VersionInfo]:
-    """Return the versions, the newest first."""
+    """Return the versions whose operations are known, the newest first."""
     rows = store.rows(
         "SELECT versions.version, cause, step, created, total(kind IN ('add', 'restore')), total(kind = 'retire'), "
-        "total(kind = 'change') FROM versions LEFT JOIN operations USING (version) WHERE version > 0 "
+        "total(kind = 'change') FROM versions LEFT JOIN operations USING (version) WHERE version > ? "
         "GROUP BY version ORDER BY version DESC LIMIT ?",
-        (-1 if limit is None else limit,),
+        (store.horizon, -1 if limit is None else limit),
     )
     return [VersionInfo(*row[:4], *map(int, row[4:])) for row in rows]
 
@@ -55,11 +55,16 @@ def check_version(store: ExperienceStore, version: int, last: int | None = None)
     """Return the version.
 
     Raises:
-        ValueError: there is no such version.
+        ValueError: there is no such version, or the history does not reach back to it.
     """
     last = store.version if last is None else last
     if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= last:
         raise ValueError(f"{store.name}: versions are 0 to {last}, there is no {version!r}.")
+    if version < store.horizon:
+        raise ValueError(
+            f"{store.name}: the history reaches back to version {store.horizon}, not to {version}; a larger "
+            "max_history in the library's configuration keeps more."
+        )
     return version
 
 
@@ -67,7 +72,7 @@ def difference(store: ExperienceStore, earlier: int, later: int) -> Difference:
     """Return the net difference between two versions; swapped when `earlier` is the later one.
 
     Raises:
-        ValueError: there is no such version.
+        ValueError: there is no such version, or the history does not reach back to it.
     """
     low, high = sorted((check_version(store, earlier), check_version(store, later)))
     rows = store.rows(
@@ -103,7 +108,7 @@ def rollback(store: ExperienceStore, change: Change, version: int) -> None:
     Groups stored after that version are forgotten, so that they can be stored again.
 
     Raises:
-        ValueError: there is no such version.
+        ValueError: there is no such version, or the history does not reach back to it.
     """
     check_version(store, version, change.version - 1)
     rows = store.rows("SELECT kind, record, before FROM operations WHERE version > ? ORDER BY number DESC", (version,))

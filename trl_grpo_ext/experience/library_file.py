@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -10,11 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from trl_grpo_ext.experience import replication
+from trl_grpo_ext.experience import forgetting, replication
 from trl_grpo_ext.experience.config import ExperienceConfig
-from trl_grpo_ext.experience.errors import ConfigChangedError, LibraryDamagedError, translated
+from trl_grpo_ext.experience.errors import (
+    ConfigChangedError,
+    DiskFullError,
+    LibraryDamagedError,
+    LibraryLockedError,
+    translated,
+)
 from trl_grpo_ext.experience.replication import Changes
 from trl_grpo_ext.experience.rows import Change
 from trl_grpo_ext.experience.schema import connect_read_only
@@ -113,6 +120,15 @@ class LibraryFile:
         """Number of transactions so far; equal versions of copies of one library have equal contents."""
         return self._store.version
 
+    def stamp(self, version: int) -> tuple[Any, ...] | None:
+        """Return cause, step and time of a version, by which libraries of one origin are known; None: no such one."""
+        return self._store.stamp(version)
+
+    @property
+    def horizon(self) -> int:
+        """The earliest version that `rollback`, `diff` and `changes_since` can be given; see `max_history`."""
+        return self._store.horizon
+
     @contextmanager
     def transaction(self, cause: str = "transaction", step: int | None = None) -> Iterator[None]:
         """Everything inside is one version, stored whole or, when anything is raised, not at all."""
@@ -123,9 +139,19 @@ class LibraryFile:
     def _write(self, cause: str, step: int | None = None) -> Iterator[Change]:
         with self._store.write(cause, step) as change:
             yield change
+        if not self._store.writing:
+            self._forget(change.version)
         due = time.monotonic() - self._last_snapshot >= self._snapshot_every
         if due and self._snapshots and not self._store.writing:
             self.flush()
+
+    def _forget(self, version: int) -> None:
+        limit = self.config.history_limit
+        if not forgetting.is_due(self._store, version, limit):
+            return
+        # What was to be stored is stored; forgetting can wait for another time.
+        with contextlib.suppress(LibraryLockedError, DiskFullError), self._store.write("forget"):
+            forgetting.forget(self._store, forgetting.newest_horizon(self._store, limit))
 
     def flush(self) -> None:
         """Write the snapshot of a library on a network file system now; elsewhere everything is stored already.
@@ -210,7 +236,7 @@ class LibraryFile:
         """Return what a copy at `version` lacks, for `apply_changes`: plain lists, numbers and texts.
 
         Raises:
-            ValueError: there is no such version.
+            ValueError: there is no such version, or the history does not reach back to it; see `horizon`.
         """
         return replication.changes_since(self._store, version)
 

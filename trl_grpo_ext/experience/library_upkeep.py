@@ -22,14 +22,14 @@ class LibraryUpkeep(LibraryFile):
     """What keeps a library in order."""
 
     def history(self, limit: int | None = None) -> list[VersionInfo]:
-        """Return the transactions, the newest first."""
+        """Return the transactions, the newest first, as far as the history reaches; see `max_history`."""
         return history.history(self._store, limit)
 
     def diff(self, earlier: int, later: int | None = None) -> Difference:
         """Return the net difference between two versions, the second being the current one by default.
 
         Raises:
-            ValueError: there is no such version.
+            ValueError: there is no such version, or the history does not reach back to it.
         """
         return history.difference(self._store, earlier, self.version if later is None else later)
 
@@ -37,7 +37,7 @@ class LibraryUpkeep(LibraryFile):
         """Make the library what it was at a version, as a new version. History is never rewritten.
 
         Raises:
-            ValueError: there is no such version.
+            ValueError: there is no such version, or the history does not reach back to it; see `max_history`.
         """
         with self._write(f"rollback to {version}") as change:
             history.rollback(self._store, change, version)

@@ -7,6 +7,7 @@ import sqlite3
 from typing import Any, TypeAlias
 
 from trl_grpo_ext.experience.errors import ExperienceError
+from trl_grpo_ext.experience.forgetting import forget
 from trl_grpo_ext.experience.history import check_version
 from trl_grpo_ext.experience.store import ExperienceStore
 
@@ -26,10 +27,10 @@ def changes_since(store: ExperienceStore, version: int) -> Changes:
     """Return everything that a library at `version` lacks to be at this library's version.
 
     Raises:
-        ValueError: there is no such version.
+        ValueError: there is no such version, or the history does not reach back to it.
     """
     check_version(store, version)
-    return {"since": version} | {
+    return {"since": version, "horizon": store.horizon} | {
         name: [list(row) for row in store.rows(statement, (version,))] for name, statement in _SELECTIONS.items()
     }
 
@@ -46,6 +47,8 @@ def apply_changes(store: ExperienceStore, changes: Changes) -> None:
                 f"{store.name} is at version {change.version - 1}; these changes start from {changes['since']}. "
                 "Ask for changes_since() this version."
             )
+        # First: numbers of prompts that are forgotten are given away again.
+        forget(store, changes["horizon"])
         for prompt, key, text in changes["prompts"]:
             store.rows("INSERT OR IGNORE INTO prompts (prompt, key, text) VALUES (?, ?, ?)", (prompt, key, text))
             store.index_prompt(prompt, text)

@@ -51,6 +51,9 @@ class LibrarySampler:
         return sorted(rows)  # type: ignore[arg-type]
 
     def _follow(self, version: int) -> None:
+        if self._version < self._store.horizon:
+            self._sampler = self._build()
+            return
         rows = self._store.rows(
             "SELECT operations.kind, record, advantage, after FROM operations JOIN records USING (record) "
             "WHERE version > ? AND version <= ? AND records.kind = 'episode' ORDER BY number LIMIT ?",

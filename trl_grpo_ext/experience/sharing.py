@@ -128,9 +128,14 @@ class SharedLibrary:
 
         def changes() -> Any:
             store_groups(self.writer, groups, step)
-            return self.writer.changes_since(known)
+            is_known = known >= self.writer.horizon
+            return self.writer.changes_since(known) if is_known else self.writer.to_bytes()
 
-        self.reader.apply_changes(from_main(accelerator, changes))
+        made = from_main(accelerator, changes)
+        if isinstance(made, bytes):
+            self._copy = ExperienceLibrary.from_bytes(made)
+        else:
+            self.reader.apply_changes(made)
 
     def save(self, accelerator: Any, checkpoint: Path) -> None:
         """Write a snapshot beside a checkpoint, on the main process."""
@@ -152,9 +157,10 @@ def store_groups(library: ExperienceLibrary, groups: Sequence[ObservedGroup], st
 def restore(library: ExperienceLibrary, snapshot: Path) -> None:
     """Bring a library to what it was when a checkpoint was written.
 
-    What it has learned since is rolled back: it stays in the history, and `library.rollback` brings it back. An empty
-    library takes the snapshot over. Without a snapshot, which is the case of checkpoints that were written without
-    this callback, the library stays as it is, with a warning.
+    What it has learned since is rolled back: it stays in the history, and `library.rollback` brings it back; where the
+    history does not reach back so far (`max_history`) it is put into a file beside the library's. An empty library
+    takes the snapshot over. Without a snapshot, which is the case of checkpoints that were written without this
+    callback, the library stays as it is, with a warning.
 
     Raises:
         ExperienceError: the library is neither empty nor a continuation of the snapshot.
@@ -164,8 +170,7 @@ def restore(library: ExperienceLibrary, snapshot: Path) -> None:
         return
     then = ExperienceLibrary.from_bytes(snapshot.read_bytes())
     if continues(library, then):
-        if library.version > then.version:
-            library.rollback(then.version)
+        _go_back(library, then.version, snapshot)
     elif not len(library) and not library.counters().rollouts:
         library.load_snapshot(snapshot)
     else:
@@ -175,10 +180,20 @@ def restore(library: ExperienceLibrary, snapshot: Path) -> None:
         )
 
 
+def _go_back(library: ExperienceLibrary, version: int, snapshot: Path) -> None:
+    if version == library.version:
+        return
+    if version >= library.horizon:
+        library.rollback(version)
+        return
+    file = Path(library.name)
+    aside = file.with_name(f"{file.stem}-version-{library.version}{file.suffix}")
+    if file.exists():
+        library.save_snapshot(aside)
+        warnings.warn(f"what {file} has learned since {snapshot.parent} is in {aside} now.", stacklevel=2)
+    library.load_snapshot(snapshot)
+
+
 def continues(library: ExperienceLibrary, earlier: ExperienceLibrary) -> bool:
     """Return whether a library has the last version of another one in its history."""
-    newer = library.version - earlier.version
-    if newer < 0:
-        return False
-    ours, theirs = library.history(newer + 1), earlier.history(1)
-    return len(ours) == newer + 1 and ours[-1:] == theirs
+    return library.stamp(earlier.version) == earlier.stamp(earlier.version)

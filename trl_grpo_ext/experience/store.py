@@ -1,7 +1,7 @@
 """Records in one SQLite file, or in memory by the same code: transactions, versions and the operations log.
 
-Every transaction is one version. Nothing is deleted: a retired record stays for rollback, and the log says what each
-version added, retired, restored and changed.
+Every transaction is one version. A retired record stays for rollback, and the log says what each version added,
+retired, restored and changed, as far back as the configuration wants (`forgetting`).
 """
 
 from __future__ import annotations
@@ -73,6 +73,9 @@ class ExperienceStore(Database):
         if self._memory is None:
             self._memory = (version, InvertedIndex(self.rows("SELECT prompt, text FROM prompts WHERE indexed")))
         elif self._memory[0] != version:
+            if self._memory[0] < self.horizon:
+                self._memory = None
+                return self.index
             added = "SELECT record FROM operations WHERE version > ? AND kind = 'add'"
             statement = (
                 f"SELECT prompt, prompts.text FROM records JOIN prompts USING (prompt) WHERE record IN ({added})"
@@ -119,6 +122,19 @@ class ExperienceStore(Database):
         if new.rowcount and self.full_text:
             FullTextIndex(self.connection).add(prompt, text)
         elif new.rowcount and self.meta("full_text") == "current":
+            self.set_meta("full_text", "behind")
+
+    def unindex_prompt(self, prompt: int) -> None:
+        """Take a prompt out of the text index, if it is there."""
+        text = self.value("SELECT text FROM prompts WHERE prompt = ? AND indexed", (prompt,))
+        if text is None:
+            return
+        self.connection.execute("UPDATE prompts SET indexed = 0 WHERE prompt = ?", (prompt,))
+        self._indexed.discard(prompt)
+        self._memory = None
+        if self.full_text:
+            FullTextIndex(self.connection).remove(prompt, text)
+        elif self.meta("full_text") == "current":
             self.set_meta("full_text", "behind")
 
     # Records.

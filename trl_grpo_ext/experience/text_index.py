@@ -75,6 +75,11 @@ class FullTextIndex:
         row = (prompt, " ".join(terms(text)))
         self._connection.execute("INSERT INTO prompt_terms (rowid, terms) VALUES (?, ?)", row)
 
+    def remove(self, prompt: int, text: str) -> None:
+        """Take out a prompt that was indexed with this text: without content of its own FTS5 must be given it again."""
+        row = (prompt, " ".join(terms(text)))
+        self._connection.execute("INSERT INTO prompt_terms (prompt_terms, rowid, terms) VALUES ('delete', ?, ?)", row)
+
     @staticmethod
     def _match(query: Sequence[str]) -> str:
         return " OR ".join(f'"{term}"' for term in query)
