@@ -35,16 +35,17 @@ SHARD_SIZE = BitDeltaConfig().shard_size
 
 
 class _Scales(nn.Module):
-    """The stored scales of one tensor times exp(t)."""
+    """The stored scales of one tensor times exp(t), on the device of its model."""
 
-    def __init__(self, item: Encoded, base: Tensor) -> None:
+    def __init__(self, item: Encoded, base: Tensor, device: torch.device) -> None:
         super().__init__()
         columns = base.shape[-1]
         code = sign_code_of(item, columns)
-        self.base, self.group = base.float(), code.group
-        self.signs = torch.stack([unpack_signs(mask, columns) for mask in code.signs])
-        self.start = code.scales.float()
-        self.rest = item.parts["a"].float() @ item.parts["b"].float() if "a" in item.parts else None
+        self.base, self.group = base.float().to(device), code.group
+        self.signs = torch.stack([unpack_signs(mask, columns) for mask in code.signs]).to(device)
+        self.start = code.scales.float().to(device)
+        rest = item.parts["a"].float() @ item.parts["b"].float() if "a" in item.parts else None
+        self.rest = None if rest is None else rest.to(device)
         self.logarithm = nn.Parameter(torch.zeros_like(self.start))
 
     def scales(self) -> Tensor:
@@ -113,9 +114,11 @@ def distill(
                 f"{name}: the model has the shape {list(held[name].shape)}, the delta {opened.tensors[name].shape}: it is not "
                 "the model that the delta was made of."
             )
-    scales = {name: _Scales(opened.encoded(name), _base(opened, source, name)) for name in names}
+    scales = {name: _Scales(opened.encoded(name), _base(opened, source, name), held[name].device) for name in names}
     _train(finetuned, scales, batches, steps, rate)
-    return _rewritten(opened, {name: item.scales().detach() for name, item in scales.items()}, Path(out), overwrite)
+    return _rewritten(
+        opened, {name: item.scales().detach().cpu() for name, item in scales.items()}, Path(out), overwrite
+    )
 
 
 def _base(opened: Delta, source: Any, name: str) -> Tensor:
@@ -130,10 +133,10 @@ def _train(
     trained = [item.logarithm for item in scales.values()]
     optimizer = torch.optim.Adam(trained, rate)
     dtypes = {name: tensor.dtype for name, tensor in model.named_parameters()}
-    training = model.training
+    device, training = next(model.parameters()).device, model.training
     model.eval()
     for step in range(steps):
-        batch = dict(batches[step % len(batches)])
+        batch = {name: value.to(device) for name, value in batches[step % len(batches)].items()}
         kept = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
         with torch.no_grad():
             wanted = model(**batch).logits[kept].float()
