@@ -46,13 +46,13 @@ def check_library(run: Any) -> None:
 
 
 def _check_file(path: Path, run: Any) -> None:
-    if path.exists():
+    if os.path.exists(path):
         _check_settings(path, run.finetuning_args.experience_config)
     elif run.finetuning_args.experience_read_only:
         raise UsageError(
             f"experience_library: there is no {path} to read; give an existing file, or remove experience_read_only."
         )
-    elif not path.parent.is_dir() and not _is_output(path.parent, run):
+    elif not os.path.isdir(path.parent) and not _is_output(path.parent, run):
         raise UsageError(
             f"experience_library: the folder {path.parent} does not exist; create it, or name a file in output_dir."
         )
@@ -89,7 +89,7 @@ def opened_library(run: Any) -> Iterator[ExperienceLibrary | str | None]:
         return
     if _is_output(Path(path).parent, run):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    config = None if Path(path).exists() else new_config(run.finetuning_args)
+    config = None if os.path.exists(path) else new_config(run.finetuning_args)
     try:
         library = ExperienceLibrary(path, config)
     except (ExperienceError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ def importable(key: str, spec: str, folders: Sequence[Path]) -> str:
     path, _, function = spec.rpartition(":")
     if not path.endswith(".py"):
         return spec
-    found = next((folder / path for folder in folders if (folder / path).is_file()), None)
+    found = next((folder / path for folder in folders if os.path.isfile(folder / path)), None)
     if found is None:
         searched = ", ".join(map(str, folders))
         raise UsageError(f"{key}: there is no file {path!r} in {searched}; correct it, or give an absolute path.")

@@ -1,5 +1,7 @@
 """A bounded history: what is forgotten, what stays, and that nothing else depends on it."""
 
+import contextlib
+
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -92,10 +94,15 @@ def test_forgetting_changes_nothing_but_how_far_one_can_go_back(steps, data):
             assert (contents(library), library.counters()) == states[back]
 
 
-@settings(max_examples=60, deadline=None, phases=NO_SHRINKING)
+@pytest.mark.parametrize("full_text", [True, False])
+@settings(max_examples=40, deadline=None, phases=NO_SHRINKING)
 @given(MANY, st.integers(1, 4))
-def test_copies_forget_what_the_library_forgets(steps, every):
-    with ExperienceLibrary(seed=0) as library:
+def test_copies_forget_what_the_library_forgets(full_text, steps, every):
+    with contextlib.ExitStack() as stack:
+        if not full_text:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr("trl_grpo_ext.experience.store.has_full_text", lambda connection: False)
+        library = stack.enter_context(ExperienceLibrary(seed=0))
         library.add(Lesson("first", timestamp=2e9))
         copy = ExperienceLibrary.from_bytes(library.to_bytes())
         for place, (action, number) in enumerate(steps):
@@ -168,3 +175,19 @@ def test_a_checkpoint_from_before_the_history_is_gone_back_to_and_nothing_is_los
     assert library.version == version
     with ExperienceLibrary(aside, create=False) as kept:
         assert contents(kept) == before
+
+
+def test_what_is_asked_seldom_is_made_anew(library):
+    """The sampler and, without FTS5, the index follow the log, which has forgotten what they missed."""
+
+    def put(number):
+        responses = [f"{number}{letter}" for letter in "abcd"]
+        library.add_rollout_groups([RolloutGroup(f"question {number}", responses, [1, 0, 0, 0], uid=str(number))])
+
+    put(0)
+    assert len(library.sample_multiple(100)) == len(library.retrieve_episodes("what of question 0?")) == 1
+    for number in range(1, 20):
+        put(number)
+    assert library.horizon > 10
+    assert len(library.sample_multiple(100)) == 20
+    assert library.retrieve_episodes("what of question 5?")[0].record.prompt == "question 5"

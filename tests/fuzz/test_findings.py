@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.fuzz import deltas
+from tests.fuzz import deltas, libraries, run_files
 from tests.fuzz.target import Target
 from trl_grpo_ext.experience import ExperienceError
 
@@ -104,6 +104,23 @@ def test_a_snapshot_with_damaged_settings_replaces_nothing(settings: str, tmp_pa
         with pytest.raises(ExperienceError, match="settings of the file are damaged"):
             library.load_snapshot(path)
         assert [item.text for item in library if isinstance(item, Lesson)] == ["ours"]
+
+
+@pytest.mark.parametrize("place", [18, 19])
+def test_a_snapshot_of_a_later_file_format_replaces_nothing(place: int) -> None:
+    """SQLite reads it into the library, and then refuses to write."""
+    data = bytearray(libraries.snapshot())
+    data[place] = 3
+    assert "is damaged (file format" in refused(target(libraries.targets, "library snapshot"), bytes(data))
+
+
+def test_names_that_are_too_long_for_a_file_system() -> None:
+    index = json.dumps({"weight_map": {"lm_head.weight": 300 * "a"}}).encode()
+    message = refused(target(deltas.targets, "checkpoint files"), (deltas.INDEX, index))
+    assert "is missing" in message
+    given = (run_files.EXAMPLE.read_bytes(), ["policy=" + 300 * "a"])
+    message = refused(target(run_files.targets, "train-free file"), given)
+    assert "policy" in message
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llamafactory") is None, reason="needs LLaMA-Factory (line A)")

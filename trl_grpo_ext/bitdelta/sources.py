@@ -195,7 +195,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """
     if (folder / INDEX).is_file():
         files = [folder / name for name in _shards(folder / INDEX)]
-        missing = [file.name for file in files if not file.is_file()]
+        missing = [file.name for file in files if not os.path.isfile(file)]
         if missing:
             raise BitDeltaError(f"{folder}: the shard {missing[0]} is missing.")
         return files

@@ -62,6 +62,11 @@ def _check_header(path: Path) -> None:
         raise ForeignFileError(f"{path} is not an experience library (no SQLite file); give another path.")
     if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
         raise ForeignFileError(f"{path} is a database of another program; give another path.")
+    # 1: without a write-ahead log, 2: with one; SQLite reads a file of a later format, and refuses to write to it.
+    if not {header[18], header[19]} <= {1, 2}:
+        raise LibraryDamagedError(
+            f"{path} is damaged (file format {header[18]}, {header[19]}). Restore it from a checkpoint's snapshot."
+        )
     page = int.from_bytes(header[16:18], "big")
     expected = int.from_bytes(header[28:32], "big") * (65536 if page == 1 else page)
     log = path.with_name(path.name + "-wal")

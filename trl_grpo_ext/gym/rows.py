@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from trl_grpo_ext.rewards import REWARDS, RewardAdapter, ScalarReward, check_reward_columns, resolve_reward_funcs
@@ -98,7 +98,7 @@ def _is_model(reward: Any) -> bool:
 
 def _reward(item: Any) -> Any:
     # A folder or a name with a slash is a reward model, which TRL loads.
-    model = isinstance(item, str) and item not in REWARDS and ":" not in item and ("/" in item or Path(item).is_dir())
+    model = isinstance(item, str) and item not in REWARDS and ":" not in item and ("/" in item or os.path.isdir(item))
     if model or _is_model(item):
         return item
     reward = resolve_reward_funcs([item])[0]

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ def find_reward_file(path: str, search_directories: Iterable[str | Path]) -> Pat
     # Joining an absolute path gives that path, whatever stands before it.
     for folder in folders:
         candidate = folder / Path(path).expanduser()
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate.resolve()
     if Path(path).expanduser().is_absolute():
         raise ValueError(f"Reward file {path!r} does not exist.")

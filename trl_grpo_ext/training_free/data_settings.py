@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ class DataSettings:
 
     def _read(self, where: str) -> Iterable[Any]:
         path = Path(self.path)
-        if path.is_dir():
+        if os.path.isdir(path):
             rows = _from_folder(path, self.split, where)
         elif self.split is not None:
             raise ValueError(f"{where}.split is for folders, and {path} is none; remove it.")
@@ -81,7 +82,7 @@ def data_settings(values: Any, where: str, folder: Path) -> DataSettings:
     """
     given = checked_values(DataSettings, {"path": values} if isinstance(values, str) else values, where)
     settings = DataSettings(**given | {"path": str(beside(given["path"], folder))})
-    if not Path(settings.path).exists():
+    if not os.path.exists(settings.path):
         raise ValueError(
             f"{where}.path: there is no {given['path']}, neither beside the file nor in the working directory."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -164,11 +165,12 @@ def model_settings(values: Any, where: str, folder: Path) -> ModelSettings:
 def beside(path: str, folder: Path) -> Path:
     """Return a path beside the file that names it, where there is one, else as it is: in the working directory."""
     found = folder / Path(path).expanduser()
-    return found if found.exists() else Path(path).expanduser()
+    # Not `exists`: it raises for a name that is too long for the file system.
+    return found if os.path.exists(found) else Path(path).expanduser()
 
 
 def _check_folder(model: str, where: str) -> None:
-    if not (Path(model) / "config.json").is_file():
+    if not os.path.isfile(Path(model) / "config.json"):
         raise ValueError(
             f"{where}.model: {model!r} is no folder with a model in it (no config.json); give one, or a base_url and the "
             "endpoint's name of the model."
