@@ -70,6 +70,7 @@ $(VENV_B)/.installed: pyproject.toml
 
 $(VENV_QUICKSTART)/.installed: pyproject.toml $(SOURCES)
 	$(ENSURE_VENV)
+	@echo 'Installing LLaMA-Factory and torch (6 GB) into $(@D): minutes in which pip prints nothing.'
 	$(@D)/bin/python $(PIP_INSTALL) '.[llamafactory,report]' 'matplotlib>=3.7'
 	@touch $@
 

@@ -119,6 +119,8 @@ def main() -> None:
     print(f"\n{table(report)}\n")
     model = arguments.output / ("control" if arguments.control else "grpo")
     print(f"picture: {arguments.output / ('control.png' if arguments.control else 'report.png')}\nmodel:   {model}")
+    if (model / "report.html").exists():
+        print(f"report:  {model / 'report.html'} (opens offline in any browser)")
     if not arguments.control:
         print(
             f"chat:    {os.path.relpath(CLI)} chat --model_name_or_path {model} --do_sample false --max_new_tokens 8"

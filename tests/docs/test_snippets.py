@@ -1,8 +1,7 @@
-"""The Python of README, quickstart_trl, migration, extending and gym runs; that of bitdelta compiles, and its names exist."""
+"""The Python of README, quickstart_trl, migration, extending and gym runs."""
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 import tomllib
@@ -133,25 +132,3 @@ def test_extending_by_a_codec() -> None:
 def test_gym() -> None:
     (block,) = blocks("docs/gym.md", "python")
     exec(block, {})
-
-
-def test_bitdelta() -> None:
-    import trl_grpo_ext.bitdelta as bitdelta
-
-    imports: dict[str, Any] = {}
-    for block in blocks("docs/bitdelta.md", "python"):
-        tree = ast.parse(block)
-        lines = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        exec(compile(ast.Module(lines, []), "docs/bitdelta.md", "exec"), imports)
-        used = [
-            node
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "bitdelta"
-        ]
-        assert all(hasattr(bitdelta, node.attr) for node in used)
-    from trl_grpo_ext.cli.bitdelta import parser
-
-    (synopsis,) = blocks("docs/bitdelta.md", "")
-    for line in synopsis.splitlines():
-        words = re.sub(r"\[--[^]]*\]", "", line).split()[2:]
-        assert parser().parse_args(words)

@@ -58,22 +58,25 @@ def watching_hacks():
     return EvaluationCallback(problems, [short], Sampling(samples=4, max_new_tokens=5, batch_size=64), ks=[1])
 
 
-ADAM = {"optim": "adamw_torch", "learning_rate": 0.1}
-# Rule -> settings of its run. Another rule may have something to say of the same run: a policy that has collapsed has dead groups.
+# Constant, so that a run does the same up to a step however many follow.
+ADAM = {"optim": "adamw_torch", "lr_scheduler_type": "constant", "learning_rate": 0.1}
+# Rule -> settings of its run, in which no other rule has anything to say.
 BROKEN = {
     "not_finite": {"reward": infinite, "max_steps": 1},
     "reward_hacking": {
         **{"reward": hacked, "learning_rate": 3.0, "max_steps": 8, "eval_strategy": "steps", "eval_steps": 4},
         **{"per_device_eval_batch_size": 8, "eval_on_start": True},
     },
-    "entropy_collapse": {"reward": sevens, **ADAM, "max_steps": 24},
-    "kl_divergence": {"reward": sevens, **ADAM, "beta": 1e-6, "max_steps": 16},
-    "clipping": {"reward": wordy, **ADAM, "num_iterations": 4, "max_steps": 16},
+    # Later on its groups are dead, too.
+    "entropy_collapse": {"reward": sevens, **ADAM, "max_steps": 11},
+    "kl_divergence": {"reward": wordy, **ADAM, "beta": 1e-6, "max_steps": 12},
+    "clipping": {"reward": wordy, **ADAM, "num_iterations": 4, "max_steps": 8},
     "reward_flat": {"reward": alternating, "learning_rate": 0.0, "max_steps": 50},
     "truncation": {"reward": alternating, "learning_rate": 0.0, "max_completion_length": 1, "max_steps": 30},
+    # Warmed up: the first ten steps show the length that it starts from, and the last ones still differ in theirs.
     "length_drift": {
-        **{"reward": shortest_of_its_group, "optim": "adamw_torch", "learning_rate": 0.02},
-        **{"max_completion_length": 24, "max_steps": 32},
+        **{"reward": shortest_of_its_group, **ADAM, "learning_rate": 0.01, "warmup_steps": 25},
+        **{"lr_scheduler_type": "constant_with_warmup", "max_completion_length": 24, "max_steps": 30},
     },
 }
 FAST = {"not_finite", "reward_hacking"}
@@ -86,10 +89,8 @@ def test_every_rule_has_a_real_run():
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in BROKEN]
 )
-def test_a_rule_fires_once_on_its_run(name, model, many_words, tmp_path):
+def test_a_rule_fires_once_on_its_run_and_no_other_does(name, model, many_words, tmp_path):
     callback, others = HealthCallback(), [watching_hacks()] if name == "reward_hacking" else []
     start = many_words if name in ("kl_divergence", "truncation") else model
     trained(stock(start, tmp_path, callbacks=[*others, callback], **BROKEN[name]))
-    found = [item.rule for item in callback.findings]
-    assert found.count(name) == 1, [str(item) for item in callback.findings]
-    assert len(found) == len(set(found))
+    assert [item.rule for item in callback.findings] == [name], [str(item) for item in callback.findings]

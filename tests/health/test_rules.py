@@ -120,6 +120,17 @@ def test_easy_and_hard_are_told_apart():
         assert word in found["dead_groups"].seen
 
 
+def test_a_group_that_differs_does_not_make_failed_ones_easy():
+    """As a real run had it: one completion of eight is right now and then, in the one group that has a spread."""
+    shares, rewards = [1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0, 0.5, 0.5], [0, 1, 0, 0, 0, 0, 1, 0, 1, 1]
+    steps = enumerate(zip(shares, rewards, strict=True), 1)
+    entries = [{"step": n, "frac_reward_zero_std": dead, "reward": right / 8} for n, (dead, right) in steps]
+    (found,) = findings(History(entries))
+    assert found.rule == "dead_groups" and "too hard" in found.seen
+    upside_down = [entry | {"reward": 1 - entry["reward"]} for entry in entries]
+    assert "too easy" in findings(History(upside_down))[0].seen
+
+
 def test_what_is_normal_does_not_fire():
     """Completions of a fixed length that learn; a reward that is slow in share only; an independent metric within noise."""
     for series in (

@@ -90,15 +90,28 @@ def dead_groups(history: History) -> Finding | None:
 def is_too_easy(history: History) -> bool:
     """Whether groups without spread are solved rather than failed.
 
-    By `groups/solved` and `groups/failed` of an ExtendedGRPOTrainer. Without these, by where the mean reward is between
-    the lowest and the highest of the run; and in a run that has never moved, above 0.5.
+    By `groups/solved` and `groups/failed` of an ExtendedGRPOTrainer. Without these, by where the mean reward of the
+    entries with most of these groups is between the lowest and the highest of the run; and in a run that has never
+    moved, above 0.5.
     """
     solved, failed = history.last_mean("groups/solved", SHORT), history.last_mean("groups/failed", SHORT)
     if solved is not None and failed is not None and solved != failed:
         return solved > failed
-    rewards, now = history.values("reward"), history.last_mean("reward", SHORT) or 0.0
+    rewards, now = history.values("reward"), _reward_of_dead_groups(history)
     low, high = min(rewards, default=0.0), max(rewards, default=0.0)
     return now > ((low + high) / 2 if high - low > 0.1 else 0.5)
+
+
+def _reward_of_dead_groups(history: History) -> float:
+    """Return the mean reward of those of the last 10 entries that have the largest share of dead groups.
+
+    Not of all: one group that does differ would lift the mean of many that failed.
+    """
+    shares = {point.step: point.value for point in history.points("frac_reward_zero_std")[-WINDOW:]}
+    points = [point for point in history.points("reward")[-WINDOW:] if point.step in shares]
+    most = max((shares[point.step] for point in points), default=0.0)
+    levels = [point.value for point in points if shares[point.step] == most]
+    return sum(levels) / len(levels) if levels else 0.0
 
 
 def entropy_collapse(history: History) -> Finding | None:
