@@ -1,4 +1,4 @@
-"""LLaMA Board: the reward beside its loss curve, and in its log what the plugin says while it trains.
+"""LLaMA Board: the reward below its loss curve, data sets that stay, and a log that says what the plugin says.
 
 The page starts `llamafactory-cli train` with `LLAMABOARD_ENABLED`, and shows two files of the run: `trainer_log.jsonl`
 as a curve, and `running_log.txt` as text. It never shows what a run writes to its terminal.
@@ -10,11 +10,18 @@ import functools
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 LIBRARY = "trl_grpo_ext"
+STAGE = "GRPO"
 
+# The lines of the live view are longer than the page is wide, and on a telephone their beginning would fill it.
+CSS = "code.language-grpo { white-space: pre-wrap !important; overflow-wrap: anywhere; }"
+
+ChangeStage = Callable[..., tuple[Any, ...]]
 Draw = Callable[[list[dict[str, Any]]], Any]
+Inform = Callable[..., tuple[Any, ...]]
 
 
 def with_reward(draw_loss: Draw) -> Draw:
@@ -50,6 +57,45 @@ def _add_reward(figure: Any, steps: Sequence[int], values: Sequence[float]) -> N
     axes.legend()
     axes.set_xlabel("step")
     axes.set_ylabel("reward")
+
+
+def keeping_data_sets(change_stage: ChangeStage) -> ChangeStage:
+    """LLaMA-Factory's `change_stage`, which empties the data sets, but not for stage GRPO: it trains on any kind.
+
+    The page calls it too after it has put a saved configuration, or a running one, into its fields, and so would lose
+    the data sets of these.
+    """
+
+    @functools.wraps(change_stage)
+    def changed(*arguments: Any) -> tuple[Any, ...]:
+        data_sets, *others = change_stage(*arguments)
+        return (_unchanged() if arguments == (STAGE,) else data_sets, *others)
+
+    return changed
+
+
+def wrapping_the_log(get_trainer_info: Inform) -> Inform:
+    """LLaMA-Factory's `get_trainer_info`, with a log of stage grpo in a block that `CSS` lets the page wrap."""
+
+    @functools.wraps(get_trainer_info)
+    def informed(lang: str, output_path: Any, do_train: bool) -> tuple[Any, ...]:
+        log, *others = get_trainer_info(lang, output_path, do_train)
+        return (log.replace("```\n", "```grpo\n", 1) if _is_grpo(Path(output_path)) else log, *others)
+
+    return informed
+
+
+def _is_grpo(output: Path) -> bool:
+    from llamafactory.extras.constants import TRAINING_ARGS
+
+    arguments = output / TRAINING_ARGS
+    return arguments.is_file() and "stage: grpo" in arguments.read_text(encoding="utf-8").splitlines()
+
+
+def _unchanged() -> Any:
+    import gradio
+
+    return gradio.skip()
 
 
 def show_warnings(log_callback: Any) -> None:

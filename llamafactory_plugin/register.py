@@ -6,7 +6,9 @@ Four lasting patches, each applied right after the module's own code ran (`_boot
 * `train.tuner`: `_training_function`, so that the stage is dispatched, and `_ray_training_function`, so that it is
   refused there;
 * `extras.constants`: `TRAINING_STAGES`, so that LLaMA Board lists it;
-* `webui.control`: `gen_loss_plot`, so that LLaMA Board draws the reward too. No training imports that module.
+* `webui.control`: `gen_loss_plot`, so that LLaMA Board draws the reward too, `change_stage`, so that it keeps the data
+  sets of a saved configuration, and `get_trainer_info` with `webui.css`, so that it wraps the log of this stage. No
+  training imports these modules.
 
 A patch never raises into LLaMA-Factory: its failure is remembered and told when somebody asks for `stage: grpo`.
 `swapped` is for the patches that hold only while `run_grpo` loads its data.
@@ -97,10 +99,18 @@ def patch_constants(constants: ModuleType) -> None:
 
 
 def patch_control(control: ModuleType) -> None:
-    """Let LLaMA Board draw the reward of a run beside its loss."""
-    from llamafactory_plugin.board import with_reward
+    """Let LLaMA Board draw the reward, keep the data sets that were chosen, and show the whole log."""
+    from llamafactory.webui import css
 
-    vars(control)["gen_loss_plot"] = with_reward(control.gen_loss_plot)
+    from llamafactory_plugin import board
+
+    patched = {
+        "gen_loss_plot": board.with_reward(control.gen_loss_plot),
+        "change_stage": board.keeping_data_sets(control.change_stage),
+        "get_trainer_info": board.wrapping_the_log(control.get_trainer_info),
+    }
+    vars(control).update(patched)
+    vars(css)["CSS"] = f"{css.CSS}\n{board.CSS}\n"
 
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {

@@ -37,14 +37,14 @@ class Board:
     def open(self, width: int = 1280) -> None:
         """Load the page and wait until its own start has filled the fields."""
         self.page.open(self.url, width)
-        self.page.wait(f"({_of(FIELD, 'Output dir')} || {{}}).value > ''")
+        self.page.wait(f"({label_of(FIELD, 'Output dir')} || {{}}).value > ''")
+        self.page.idle()
 
     def fill(self, label: str, text: str) -> None:
         """Write into a field of text or of a number, with the keyboard."""
         self._select(label)
         self.page.type(text)
-        self.page.press("Tab")
-        assert self.shown(label) == text
+        self._leave(label, text)
 
     def choose(self, label: str, choice: str) -> None:
         """Choose one of a list."""
@@ -54,39 +54,44 @@ class Board:
         self.page.wait(option + " !== null")
         self.page.click(option)
         self.page.press("Tab")
+        self.page.idle()
 
     def name(self, label: str, new: str) -> None:
         """Write a name of one's own where the list has others."""
         self._select(label)
         self.page.type(new)
         self.page.press("Enter")
-        self.page.press("Tab")
-        assert self.shown(label) == new
+        self._leave(label, new)
 
     def _select(self, label: str) -> None:
-        self.page.wait(f"(() => {{ const field = {_of(FIELD, label)}; field && (field.focus(), field.select());"
+        # The server answers a change of one field with new values of others, which would take away what is written
+        # before; some fields ask for their choices when they get the focus.
+        self.page.idle()
+        self.page.wait(f"(() => {{ const field = {label_of(FIELD, label)}; field && (field.focus(), field.select());"
                        "return field && document.activeElement === field; })()")  # fmt: skip
+        self.page.idle()
+
+    def _leave(self, label: str, text: str) -> None:
+        self.page.press("Tab")
+        self.page.idle()
+        assert self.shown(label) == text
 
     def shown(self, label: str) -> str:
         """What a field shows."""
-        return str(self.page.value(f"{_of(FIELD, label)}.value"))
+        return str(self.page.value(f"{label_of(FIELD, label)}.value"))
 
     def press(self, button: str) -> None:
         """Press a button, or open what is folded, with the keyboard."""
-        found = _of(BUTTON, button)
+        found = label_of(BUTTON, button)
         self.page.wait(f"(() => {{ const found = {found}; found && found.focus();"
                        "return found && document.activeElement === found; })()")  # fmt: skip
         self.page.press("Enter")
 
     def says(self, text: str, seconds: float = 60) -> str:
         """The page's text as soon as it holds this one."""
-        return self.says_one_of(text, seconds=seconds)
-
-    def says_one_of(self, *texts: str, seconds: float = 60) -> str:
-        """The page's text as soon as it holds one of these."""
         end = time.monotonic() + seconds
-        while not any(text in (shown := self.text()) for text in texts):
-            assert time.monotonic() < end, f"not within {seconds} s: {texts}; the page says: {shown[-1500:]}"
+        while text not in (shown := self.text()):
+            assert time.monotonic() < end, f"not within {seconds} s: {text!r}; the page says: {shown[-1500:]}"
             time.sleep(0.5)
         return shown
 
@@ -104,7 +109,8 @@ class Board:
         return [error for error in self.page.errors if not any(own in error for own in GRADIOS_OWN)]
 
 
-def _of(script: str, label: str) -> str:
+def label_of(script: str, label: str) -> str:
+    """The script that finds the field or button of this label."""
     return script.replace("LABEL", json.dumps(label))
 
 
@@ -117,7 +123,10 @@ def serving(folder: Path) -> Iterator[str]:
     own = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
     # It opens a browser of its own; `true` is one that shows nothing.
     environment = {**os.environ, **own, "BROWSER": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [str(Path(sys.executable).parent / "llamafactory-cli"), "webui"]
+    # The page starts a run by the bare name of the command, so that it has to be on the path, as in an activated venv.
+    commands = Path(sys.executable).parent
+    environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
+    command = [str(commands / "llamafactory-cli"), "webui"]
     log = folder / "webui.log"
     with log.open("w") as file:
         server = subprocess.Popen(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ pytest.importorskip("websockets", reason="needs websockets, which gradio brings"
 
 from tests.board.board_page import Board, serving
 from tests.board.chrome import open_browser
+from tests.board.keyboard import Keyboard
 from tests.llamafactory_plugin import tiny
 from tests.report.browser import browser
 
@@ -39,6 +39,10 @@ def share(completions, solution, **kwargs):
 CURVE = (
     "[...document.querySelectorAll('img')].find((image) => image.src.startsWith('data:image') && image.offsetParent)"
 )
+LOG = "[...document.querySelectorAll('pre')].find((log) => log.offsetParent)"
+# Where an element begins and ends, and how wide what is in it would be.
+SIDES = """(() => { const part = PART, box = part.getBoundingClientRect();
+  return [box.left, box.right, part.scrollWidth]; })()"""
 FIELDS = ("Stage", "Extra arguments", "Data dir", "Compute type", "Chat template")
 
 
@@ -61,7 +65,7 @@ def board(folder: Path) -> Iterator[Board]:
 def fill(board: Board, extra: dict[str, object], output: str) -> None:
     """Everything a user has to say for a run."""
     board.open()
-    # A new stage clears the data sets, and a new model the template, when the server has answered.
+    # A new stage clears the data sets, and a new model the template.
     board.choose("Stage", "GRPO")
     board.choose("Model name", "Custom")
     board.fill("Model path", "model")
@@ -71,29 +75,17 @@ def fill(board: Board, extra: dict[str, object], output: str) -> None:
     board.press("Extra configurations")
     board.fill("Extra arguments", json.dumps(extra))
     board.name("Output dir", output)
-    # On a busy machine the server's answer to one field comes after the next was written, and takes it away.
-    again = {
-        "Please choose a dataset": lambda: board.choose("Dataset", "words"),
-        "Model not found": lambda: board.fill("Model path", "model"),
-        "--template default": lambda: board.choose("Chat template", "qwen"),
-    }
-    for _ in range(10):
-        board.press("Preview command")
-        time.sleep(3)
-        answer = board.answer()
-        if "--dataset words" in answer and "--template default" not in answer:
-            break
-        for sign, repeat in again.items():
-            if sign in answer:
-                repeat()
-    shown = board.says("--dataset words")
-    assert "--template qwen " in shown and f"lora/{output}" in shown
+    board.press("Preview command")
+    board.page.idle()
+    shown = board.answer()
+    missing = [text for text in ("--dataset words ", "--template qwen ", f"lora/{output}") if text not in shown]
+    assert missing == [], shown
 
 
 def test_preview_save_and_load(board: Board, folder: Path) -> None:
     fill(board, EXTRA, "saved")
-    shown = board.says("--stage grpo")
-    assert all(f"--{key} " in shown for key in EXTRA)
+    shown = board.answer()
+    assert "--stage grpo " in shown and all(f"--{key} " in shown for key in EXTRA)
     board.name("Config path", "mine.yaml")
     board.press("Save arguments")
     board.says("saved at: llamaboard_config/mine.yaml")
@@ -104,9 +96,33 @@ def test_preview_save_and_load(board: Board, folder: Path) -> None:
     board.name("Config path", "mine.yaml")
     board.press("Load arguments")
     board.says("restored")
+    board.page.idle()
     board.press("Extra configurations")
     board.page.wait(f"document.body.innerText.includes({json.dumps('words')})")
     assert {label: board.shown(label) for label in FIELDS} == saved
+    assert board.errors() == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_keyboard_alone_reaches_a_command(board: Board, width: int) -> None:
+    board.open(width)
+    keys = Keyboard(board)
+    # In the order of the page, so that Tab goes through all of it once.
+    keys.choose("Model name", "Custom", search=True)
+    keys.write("Model path", "model")
+    keys.choose("Chat template", "qwen", search=True)
+    keys.choose("Stage", "GRPO")
+    keys.choose("Dataset", "words")
+    keys.press("Extra configurations", " ")
+    keys.write("Extra arguments", json.dumps(EXTRA))
+    keys.press("Preview command", "Enter")
+    shown = board.answer()
+    missing = [text for text in ("--stage grpo ", "--dataset words ", "--template qwen ") if text not in shown]
+    assert missing == [] and all(f"--{key} " in shown for key in EXTRA), shown
+    # What follows the buttons is reached, too, and Space presses as Enter does.
+    keys.press("Save arguments", " ")
+    board.says("saved at: llamaboard_config/")
+    keys.write("Output dir", "by_keys")
     assert board.errors() == []
 
 
@@ -122,8 +138,11 @@ def test_a_run_is_drawn_while_it_trains_and_stopped(board: Board, folder: Path) 
     for width in (1280, 390):
         board.page.resize(width)
         assert board.page.wait("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
-        board.page.value(f"{CURVE}.scrollIntoView()")
-        assert board.page.screenshot(folder / f"board-{width}.png").stat().st_size > 20_000
+        for name, part in (("curve", CURVE), ("log", LOG)):
+            left, right, inside = board.page.value(SIDES.replace("PART", part))
+            assert 0 <= left < right <= width and inside <= right - left + 1, f"{name}: not all of it is seen"
+            board.page.value(f"{part}.scrollIntoView({{block: 'end'}})")
+            assert board.page.screenshot(folder / f"board-{name}-{width}.png").stat().st_size > 20_000
     board.page.resize(1280)
     board.press("Abort")
     board.says("Finished.", 120)

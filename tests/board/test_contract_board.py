@@ -28,6 +28,30 @@ def test_the_page_s_module_draws_by_the_patched_function() -> None:
     assert "gr.Plot(gen_loss_plot(trainer_log))" in inspect.getsource(control.get_trainer_info)
 
 
+def test_the_stage_keeps_the_data_sets_and_others_empty_them() -> None:
+    from gradio import skip
+    from llamafactory.webui.components import train
+
+    assert train.change_stage.__name__ == "change_stage"
+    assert train.change_stage(board.STAGE) == (skip(), False)
+    assert train.change_stage("DPO") == ([], False) and train.change_stage("Pre-Training") == ([], True)
+    assert "training_stage.change(change_stage, [training_stage], [dataset, packing]" in inspect.getsource(train)
+
+
+def test_only_the_log_of_the_stage_is_wrapped(tmp_path: Path) -> None:
+    from llamafactory.webui import control, interface, runner
+
+    assert runner.get_trainer_info is control.get_trainer_info and interface.CSS.rstrip().endswith(board.CSS)
+    (tmp_path / "running_log.txt").write_text("one ```\ntwo", encoding="utf-8")
+    logs = {}
+    for stage in ("grpo", "sft"):
+        (tmp_path / "training_args.yaml").write_text(f"seed: 1\nstage: {stage}\n", encoding="utf-8")
+        logs[stage], _, info = control.get_trainer_info("en", str(tmp_path), True)
+        assert info == {}
+    assert logs == {"grpo": "```grpo\none ```\ntwo\n```\n", "sft": "```\none ```\ntwo\n```\n"}
+    assert control.get_trainer_info("en", str(tmp_path / "none"), True)[0] == ""
+
+
 def drawn(folder: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The figure that the page shows of a run's log."""
     from llamafactory.webui import control
