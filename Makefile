@@ -30,6 +30,8 @@ VENV_B = .venv-line-b
 VENV_QUICKSTART = .venv-quickstart
 # Only what differs from line A: put first on PYTHONPATH it saves a third environment of 6 GB.
 TRANSFORMERS_4 = .venv-transformers-4.57
+# For the tests that train with it, and not for all others to import.
+DEEPSPEED = .venv-deepspeed
 QUICKSTART_OUTPUT = quickstart
 
 # Two threads on two busy cores are slower than one, and nothing here may look for a model in a hub.
@@ -42,7 +44,7 @@ SOURCES = $(shell find trl_grpo_ext llamafactory_plugin -name '*.py' -o -name '*
 .PHONY: help quickstart quickstart-control test test-all fuzz lint types \
 	test-line-a test-line-a-plugin test-line-a-core test-line-a-other \
 	test-line-b test-line-b-core test-line-b-other test-contract installed \
-	venv-a venv-b venv-transformers-4 venv-quickstart clean
+	venv-a venv-b venv-transformers-4 venv-deepspeed venv-quickstart clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,6 +52,7 @@ help:
 venv-a: $(VENV_A)/.installed
 venv-b: $(VENV_B)/.installed
 venv-transformers-4: $(TRANSFORMERS_4)/.installed
+venv-deepspeed: $(DEEPSPEED)/.installed
 venv-quickstart: $(VENV_QUICKSTART)/.installed
 
 # Makes the folder of the target an environment unless it is one.
@@ -79,6 +82,12 @@ $(TRANSFORMERS_4)/.installed: Makefile $(VENV_A)/.installed
 	$(VENV_A)/bin/python $(PIP_INSTALL) --no-deps --target $(@D) transformers==4.57.6 'huggingface_hub>=0.34,<1'
 	@touch $@
 
+# Without its dependencies that line A has: torch would come a second time.
+$(DEEPSPEED)/.installed: Makefile $(VENV_A)/.installed
+	rm -rf $(@D)
+	$(VENV_A)/bin/python $(PIP_INSTALL) --no-deps --target $(@D) deepspeed==0.19.8 hjson msgpack py-cpuinfo
+	@touch $@
+
 quickstart: venv-quickstart
 	$(VENV_QUICKSTART)/bin/python examples/quickstart/run.py --output $(QUICKSTART_OUTPUT)
 
@@ -98,8 +107,11 @@ define LINE_A
 EXPECTED_LINE=a $(VENV_A)/bin/python $(PYTEST) -m '$(FAST)'
 endef
 
-test-line-a: venv-a
-	$(LINE_A) $(TESTS)
+# Tests that train with DeepSpeed find it there, and skip themselves without this.
+WITH_DEEPSPEED = DEEPSPEED_FOLDER="$(CURDIR)/$(DEEPSPEED)"
+
+test-line-a: venv-a venv-deepspeed
+	$(WITH_DEEPSPEED) $(LINE_A) $(TESTS)
 
 test-line-a-plugin: venv-a
 	$(LINE_A) $(PLUGIN_TESTS)
@@ -107,8 +119,8 @@ test-line-a-plugin: venv-a
 test-line-a-core: venv-a
 	$(LINE_A) $(CORE_TESTS)
 
-test-line-a-other: venv-a
-	$(LINE_A) $(OTHER_TESTS)
+test-line-a-other: venv-a venv-deepspeed
+	$(WITH_DEEPSPEED) $(LINE_A) $(OTHER_TESTS)
 
 test-contract: venv-transformers-4
 	EXPECTED_LINE=a EXPECTED_TRANSFORMERS=4.57.6 PYTHONPATH="$(CURDIR)/$(TRANSFORMERS_4)" \
@@ -145,6 +157,6 @@ fuzz: venv-a
 	$(VENV_A)/bin/python -m tests.fuzz --seconds $(SECONDS)
 
 clean:
-	rm -rf $(VENV_A) $(VENV_B) $(VENV_QUICKSTART) $(TRANSFORMERS_4) $(QUICKSTART_OUTPUT) \
+	rm -rf $(VENV_A) $(VENV_B) $(VENV_QUICKSTART) $(TRANSFORMERS_4) $(DEEPSPEED) $(QUICKSTART_OUTPUT) \
 		build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -123,6 +123,11 @@ REFUSALS: list[tuple[Condition, str]] = [
         "grpo_beta above 0 (or clip_anchor) with finetuning_type full or a ref_model, or remove it.",
     ),
     (
+        lambda run: run.finetuning_args.grpo_config.get("sync_ref_model") and run.training_args.fsdp,
+        "sync_ref_model with fsdp: checkpoints can't keep the reference model, which each rank has a part of; remove one "
+        "of them (DeepSpeed ZeRO-3 works).",
+    ),
+    (
         lambda run: run.finetuning_args.grpo_config.get("use_liger_loss") and run.finetuning_args.grpo_beta > 0,
         "grpo_config.use_liger_loss with grpo_beta above 0: the fused loss would leave the KL penalty out; set "
         "grpo_beta: 0 or remove it.",

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
@@ -302,6 +303,17 @@ def logps_result(logps: Any, entropies: Any) -> tuple[Any, ...]:
 def has_chunked_head() -> bool:
     """Whether TRL computes log-probabilities without the logits of whole sequences by itself (TRL >= 1.15)."""
     return trl_version() >= (1, 15)
+
+
+@cache
+def read_onto_indexed_cpu() -> None:
+    """Let `torch.load` read onto the device "cpu:0", as it reads onto "cpu".
+
+    Transformers up to 5.6 ask for that where several CPU processes resume (`Trainer._load_optimizer_and_scheduler`);
+    torch knows no such place, and the run would end there. Later transformers ask for "cpu".
+    """
+    package = import_module("torch.serialization").register_package
+    package(11, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None)
 
 
 def rotate_checkpoints(trainer: Any, run: str) -> None:

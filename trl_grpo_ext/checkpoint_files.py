@@ -1,6 +1,6 @@
 """Checkpoint folders that have their name only once they are whole. Standard library only.
 
-A checkpoint is written below `.saving` and renamed to `checkpoint-N` when every file is on the disk. What looks for
+A checkpoint is written below `_saving` and renamed to `checkpoint-N` when every file is on the disk. What looks for
 the last checkpoint (`transformers.trainer_utils.get_last_checkpoint`, by the name alone, and so LLaMA-Factory) never
 sees one that a kill or a full disk has cut off.
 """
@@ -12,7 +12,8 @@ import os
 import shutil
 from pathlib import Path
 
-STAGING = ".saving"
+# What transformers uploads to a hub leaves out names that begin so.
+STAGING = "_saving"
 
 
 def staging_folder(run: Path) -> Path:

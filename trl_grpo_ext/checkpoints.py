@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from trl_grpo_ext._attach import calling_trainer, resumed_checkpoint
-from trl_grpo_ext._compat import rotate_checkpoints
+from trl_grpo_ext._compat import read_onto_indexed_cpu, rotate_checkpoints
 from trl_grpo_ext.checkpoint_files import publish, remove_unfinished, staging_folder
 from trl_grpo_ext.resume_state import load_state, save_state
 
-_SAVE, _FOLDER = "_save_checkpoint", "_get_output_dir"
+_SAVE = "_save_checkpoint"
 
 
 class CheckpointError(RuntimeError):
@@ -29,9 +29,9 @@ class CheckpointCallback(TrainerCallback):
 
     For TRL's GRPOTrainer and everything derived from it; `ExtendedGRPOTrainer` has one by itself.
 
-    A checkpoint is written to `.saving` in the output folder and then renamed (see `checkpoint_files`), so that neither
+    A checkpoint is written to `_saving` in the output folder and then renamed (see `checkpoint_files`), so that neither
     a kill nor a full disk leaves one that looks whole. Callbacks with a method `save_into(folder)` write their part
-    before that. With `push_to_hub` it is written in place, as transformers uploads it from there meanwhile.
+    before that. With `push_to_hub` transformers uploads it after that.
 
     Besides what transformers keeps, a checkpoint has the state of `resume_state`. Training resumed at step k then
     takes the same steps as training that went on: parameters, order of the prompts, in later epochs too, completions,
@@ -41,7 +41,8 @@ class CheckpointCallback(TrainerCallback):
 
     Raises:
         TypeError: when attached, something else than a GRPO trainer.
-        ValueError: when attached, `enable_jit_checkpoint`, which saves in the middle of an optimizer step.
+        ValueError: when attached, `enable_jit_checkpoint`, which saves in the middle of an optimizer step, or
+            `sync_ref_model` with FSDP.
         CheckpointError: a checkpoint can't be written.
     """
 
@@ -59,7 +60,13 @@ class CheckpointCallback(TrainerCallback):
                 "enable_jit_checkpoint=True saves in the middle of an optimizer step, from where a GRPO run can't go "
                 "on exactly: set it to False, and pass callbacks=[TerminationCallback()], which saves at its end."
             )
+        if trainer.args.sync_ref_model and getattr(trainer, "is_fsdp_enabled", False):
+            raise ValueError(
+                "sync_ref_model=True with FSDP: checkpoints can't keep the reference model, which each rank has a part "
+                "of; set it to False, or shard by DeepSpeed ZeRO-3."
+            )
         self.trainer = trainer
+        read_onto_indexed_cpu()
         setattr(trainer, _SAVE, functools.partial(self._save, getattr(trainer, _SAVE)))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -80,16 +87,14 @@ class CheckpointCallback(TrainerCallback):
     def _save(self, save: Callable[..., None], model: Any, trial: Any = None) -> None:
         trainer = self.trainer
         run, name = Path(trainer._get_output_dir(trial=trial)), f"checkpoint-{trainer.state.global_step}"
-        if trainer.args.push_to_hub:
-            save(model, trial)
-            self._save_parts(run / name)
-            return
         try:
             self._save_whole(lambda: save(model, trial), run, name)
         except Exception as error:
             if trainer.accelerator.is_local_main_process:
                 remove_unfinished(run)
             raise CheckpointError(_failure(run, name, error)) from error
+        if trainer.args.push_to_hub:
+            trainer._push_from_checkpoint(str(run / name))
         if trainer.args.should_save:
             rotate_checkpoints(trainer, str(run))
 
@@ -115,17 +120,22 @@ class CheckpointCallback(TrainerCallback):
                 save_into(folder)
 
 
+def _saving_into(trainer: Any, run: Path) -> AbstractContextManager[None]:
+    """Transformers and TRL put `checkpoint-N` into what the first returns, and upload it before it is whole."""
+    folder = str(staging_folder(run))
+    return _replaced(trainer, _get_output_dir=lambda trial=None: folder, _push_from_checkpoint=lambda folder: None)
+
+
 @contextmanager
-def _saving_into(trainer: Any, run: Path) -> Iterator[None]:
-    """Transformers and TRL put `checkpoint-N` into what this method returns."""
-    before = vars(trainer).get(_FOLDER)
-    setattr(trainer, _FOLDER, lambda trial=None: str(staging_folder(run)))
+def _replaced(trainer: Any, **methods: Callable[..., Any]) -> Iterator[None]:
+    before = {name: method for name, method in vars(trainer).items() if name in methods}
+    vars(trainer).update(methods)
     try:
         yield
     finally:
-        delattr(trainer, _FOLDER)
-        if before is not None:
-            setattr(trainer, _FOLDER, before)
+        for name in methods:
+            delattr(trainer, name)
+        vars(trainer).update(before)
 
 
 def _keep_best(trainer: Any, run: Path, name: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,10 @@ def save_state(trainer: Any, folder: Path) -> None:
     accelerator = trainer.accelerator
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(_state(trainer), state_file(folder, accelerator.process_index))
-    if _reference_moves(trainer) and accelerator.is_main_process:
-        torch.save(accelerator.unwrap_model(trainer.ref_model).state_dict(), folder / REFERENCE)
+    if _reference_moves(trainer):
+        with _whole_reference(trainer) as reference:
+            if accelerator.is_main_process:
+                torch.save(_plain(reference.state_dict()), folder / REFERENCE)
 
 
 def load_state(trainer: Any, folder: Path) -> None:
@@ -74,7 +77,10 @@ def load_state(trainer: Any, folder: Path) -> None:
     _load_learned(_own_callbacks(trainer), state["callbacks"], "callbacks")
     if _reference_moves(trainer) and (folder / REFERENCE).is_file():
         weights = torch.load(folder / REFERENCE, map_location="cpu", weights_only=True)
-        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(weights)
+        with _whole_reference(trainer, modifier_rank=0) as reference:
+            # Under ZeRO-3 the main process alone writes, and its weights go to all.
+            if not _is_zero3(trainer) or trainer.accelerator.is_main_process:
+                reference.load_state_dict(weights)
 
 
 def _state(trainer: Any) -> dict[str, Any]:
@@ -180,6 +186,24 @@ def _load_learned(parts: Iterable[tuple[str, Any]], saved: list[tuple[str, Any]]
         )
     for load, (_, state) in zip(loads, saved, strict=True):
         load(state)
+
+
+@contextmanager
+def _whole_reference(trainer: Any, modifier_rank: int | None = None) -> Iterator[Any]:
+    """The reference model, its weights gathered from all ranks under DeepSpeed ZeRO-3; every rank must call it."""
+    reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+    if not _is_zero3(trainer):
+        yield reference
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(reference.parameters()), modifier_rank=modifier_rank):
+        yield reference
+
+
+def _is_zero3(trainer: Any) -> bool:
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return plugin is not None and plugin.zero_stage == 3
 
 
 def _reference_moves(trainer: Any) -> bool:

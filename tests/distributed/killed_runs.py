@@ -28,13 +28,19 @@ def unshare_lock(bar: type, lock: object) -> None:
         unshare_lock(derived, lock)
 
 
-def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
-    """Run in a child process and return how it ended: its exit status, or the negative number of a signal."""
+def started(work: Callable[[], None]) -> int:
+    """Run in a child process and return its id."""
     sys.stdout.flush()
     unshare_lock(tqdm, threading.RLock())
     child = os.fork()
     if child == 0:
         _end(work)
+    return child
+
+
+def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
+    """Run in a child process and return how it ended: its exit status, or the negative number of a signal."""
+    child = started(work)
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)

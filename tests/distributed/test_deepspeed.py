@@ -1,95 +1,58 @@
 """Stage grpo under DeepSpeed ZeRO-2 and ZeRO-3 on two CPU ranks, through the real command, against plain DDP."""
 
-import importlib.util
-import os
-import subprocess
-import sys
-
 import pytest
-import yaml
+
+pytest.importorskip("llamafactory", reason="needs LLaMA-Factory (line A)")
+
+from tests.distributed.zero_runs import MISSING, build, furthest, trained, trained_by_fork, weights, zero
 
 pytestmark = [
     pytest.mark.line_a,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed (the extra [deepspeed])"
-    ),
+    pytest.mark.skipif(MISSING, reason="needs deepspeed (the extra [deepspeed], or DEEPSPEED_FOLDER)"),
 ]
-
-RANKS = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
-CHILD = {
-    "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
-    "TOKENIZERS_PARALLELISM": "false", "WANDB_DISABLED": "true",
-}  # fmt: skip
-AUTO = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-# LLaMA-Factory's examples/deepspeed/ds_z2_config.json and ds_z3_config.json, without the numbers that are for GPUs.
-STAGES = {2: {"stage": 2}, 3: {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}}
-REWARD = """
-def vowels(completions, **kwargs):
-    texts = [completion[0]["content"] for completion in completions]
-    return [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in texts]
-"""
+SAVING = {"save_strategy": "steps", "save_steps": 1}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from tests.llamafactory_plugin import tiny
-
-    folder = tmp_path_factory.mktemp("deepspeed")
-    tiny.build_model(folder / "model")
-    tiny.write_dataset(folder / "data", "words", tiny.questions(16))
-    (folder / "rewards.py").write_text(REWARD)
-    for stage, settings in STAGES.items():
-        config = dict.fromkeys(AUTO, "auto") | {"zero_allow_untested_optimizer": True, "zero_optimization": settings}
-        config |= {"fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}}
-        (folder / f"ds_z{stage}_config.json").write_text(yaml.safe_dump(config, default_flow_style=True, width=10_000))
-    return folder
-
-
-def trained(folder, name, **settings):
-    """Two steps with a KL term: a generation, a policy and a reference model are sharded alike."""
-    run = {
-        "stage": "grpo", "do_train": True, "model_name_or_path": str(folder / "model"), "finetuning_type": "full",
-        "dataset": "words", "dataset_dir": str(folder / "data"), "template": "qwen", "output_dir": str(folder / name),
-        "reward_funcs": f"{folder / 'rewards.py'}:vowels", "grpo_beta": 0.1, "per_device_train_batch_size": 4,
-        "grpo_group_size": 4, "grpo_max_completion_length": 6, "max_steps": 2, "logging_steps": 1, "save_steps": 1,
-        "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "bf16": False, "report_to": "none",
-        "overwrite_cache": True, "grpo_disable_report": True, "grpo_disable_live": True,
-    } | settings  # fmt: skip
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(run))
-    environment = os.environ | CHILD | RANKS | ({"DS_ACCELERATOR": "cpu"} if "deepspeed" in run else {})
-    command = [f"{sys.prefix}/bin/llamafactory-cli", "train", str(file)]
-    # DeepSpeed compiles an operator of its own the first time.
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    # A run that silently had one rank would have half the rows.
-    assert done.stdout.count("'num_tokens'") == 2 and "Initializing 2 distributed tasks" in done.stdout + done.stderr
-    return folder / name
-
-
-def weights(folder):
-    from safetensors.torch import load_file
-
-    return load_file(folder / "model.safetensors")
-
-
-def furthest(ours, theirs):
-    return max((value.float() - theirs[name].float()).abs().max().item() for name, value in ours.items())
+    return build(tmp_path_factory.mktemp("deepspeed"))
 
 
 @pytest.fixture(scope="module")
 def ddp(folder):
-    done = weights(trained(folder, "ddp", use_cpu=True))
+    done = weights(trained_by_fork(folder, "ddp"))
     assert furthest(done, weights(folder / "model")) > 1e-3
     return done
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_zero_trains_what_ddp_trains(stage, folder, ddp):
-    config = {"deepspeed": str(folder / f"ds_z{stage}_config.json")}
-    output = trained(folder, f"zero{stage}", **config)
+def test_zero3_trains_what_ddp_trains(folder, ddp):
+    assert furthest(weights(trained(folder, "zero3", **zero(3))), ddp) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_resumed_run_is_the_straight_one(stage, folder, ddp):
+    output = trained(folder, f"straight{stage}", **SAVING, **zero(stage))
     assert furthest(weights(output), ddp) < 1e-5
-    assert (output / "checkpoint-1" / "grpo_state_1.pt").is_file() and not (output / ".saving").exists()
-    resumed = trained(folder, f"zero{stage}-resumed", resume_from_checkpoint=str(output / "checkpoint-1"), **config)
+    assert (output / "checkpoint-1" / "grpo_state_1.pt").is_file() and not (output / "_saving").exists()
+    checkpoint = {"resume_from_checkpoint": str(output / "checkpoint-1")}
+    resumed = trained(folder, f"resumed{stage}", **SAVING, **checkpoint, **zero(stage))
     assert furthest(weights(resumed), weights(output)) == 0.0
+
+
+@pytest.mark.slow
+def test_a_reference_that_moves(folder, ddp):
+    """Also after a resume: it is written whole, and not as this rank's part."""
+    moving = {"grpo_config": {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.9}}
+    expected = weights(trained_by_fork(folder, "moving", **moving))
+    assert furthest(expected, ddp) > 1e-4
+    output = trained(folder, "moving3", **SAVING, **moving, **zero(3))
+    assert furthest(weights(output), expected) < 1e-5
+    checkpoint = {"resume_from_checkpoint": str(output / "checkpoint-1")}
+    resumed = trained(folder, "moving3-resumed", **SAVING, **moving, **checkpoint, **zero(3))
+    assert furthest(weights(resumed), weights(output)) == 0.0
+
+
+@pytest.mark.slow
+def test_the_command_trains_what_the_forks_train(folder, ddp):
+    assert furthest(weights(trained(folder, "command", use_cpu=True)), ddp) < 1e-5

@@ -1,8 +1,10 @@
 """Killed by a real SIGKILL while a checkpoint is written, or out of disk: what is left is never taken for whole."""
 
+import inspect
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,7 +76,7 @@ def test_a_kill_while_the_second_checkpoint_is_written(moment, straight, model, 
 
     assert in_child(work) == -signal.SIGKILL
     run = tmp_path / "run"
-    assert list((run / ".saving").glob("checkpoint-2/*.safetensors")), "the kill came before the weights"
+    assert list((run / "_saving").glob("checkpoint-2/*.safetensors")), "the kill came before the weights"
     assert get_last_checkpoint(str(run)) == str(run / "checkpoint-1")
     trainer = make(model, run)
     trainer.train(resume_from_checkpoint=True)
@@ -82,12 +84,43 @@ def test_a_kill_while_the_second_checkpoint_is_written(moment, straight, model, 
     for key, value in parameters(trainer).items():
         assert torch.equal(value, parameters(straight)[key]), key
     assert contents(library_of(trainer)) == contents(library_of(straight))
-    assert not (run / ".saving").exists()
+    assert not (run / "_saving").exists()
+
+
+def with_push(model, folder, pushed):
+    """The hub is not asked: what would be uploaded, and whether it was whole then."""
+    trainer = make(model, folder)
+    trainer.args.push_to_hub = True
+    own = [resume_state.state_file(Path("."), 0).name, "experiences.db", "trainer_state.json", "model.safetensors"]
+
+    def push(checkpoint_folder):
+        whole = all((Path(checkpoint_folder) / name).is_file() for name in own)
+        pushed.append((Path(checkpoint_folder).name, whole and not (folder / "_saving").exists()))
+
+    assert list(inspect.signature(trainer._push_from_checkpoint).parameters) == ["checkpoint_folder"]
+    trainer._push_from_checkpoint = push
+    return trainer
+
+
+def test_a_checkpoint_is_pushed_when_it_is_whole(model, tmp_path):
+    pushed = []
+    with_push(model, tmp_path / "run", pushed).train()
+    assert pushed == [(f"checkpoint-{step}", True) for step in range(1, STEPS + 1)]
+
+
+def test_a_kill_while_a_checkpoint_that_is_to_be_pushed_is_written(model, tmp_path):
+    def work():
+        checkpoints.save_state = half_written
+        with_push(model, tmp_path / "run", []).train()
+
+    assert in_child(work) == -signal.SIGKILL
+    assert (tmp_path / "run" / "_saving" / "checkpoint-1" / "model.safetensors").is_file()
+    assert get_last_checkpoint(str(tmp_path / "run")) is None
 
 
 def test_saved_again_at_the_same_step(tmp_path):
     """A kill between the two renames leaves the earlier checkpoints; without one the newer takes its place."""
-    for name, text in (("checkpoint-1", "old"), ("checkpoint-2", "old"), (".saving/checkpoint-2", "new")):
+    for name, text in (("checkpoint-1", "old"), ("checkpoint-2", "old"), ("_saving/checkpoint-2", "new")):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "file").write_text(text)
 
@@ -98,10 +131,10 @@ def test_saved_again_at_the_same_step(tmp_path):
 
     assert in_child(work) == -signal.SIGKILL
     assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-1")
-    assert (tmp_path / ".saving" / "older-checkpoint-2" / "file").read_text() == "old"
+    assert (tmp_path / "_saving" / "older-checkpoint-2" / "file").read_text() == "old"
     checkpoint_files.publish(tmp_path, "checkpoint-2")
     assert (tmp_path / "checkpoint-2" / "file").read_text() == "new"
-    assert not (tmp_path / ".saving").exists()
+    assert not (tmp_path / "_saving").exists()
 
 
 def test_a_full_disk_ends_the_run_with_the_way_out(model, tmp_path):
@@ -127,11 +160,11 @@ def test_a_full_disk_ends_the_run_with_the_way_out(model, tmp_path):
     assert message.startswith(f"checkpoint-2 could not be written to {tmp_path}: ")
     assert message.endswith(f"go on from {tmp_path / 'checkpoint-1'} with resume_from_checkpoint.")
     assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-1")
-    assert not (tmp_path / ".saving").exists()
+    assert not (tmp_path / "_saving").exists()
 
 
 def test_the_best_checkpoint_and_the_number_of_them(model, tmp_path):
-    """What transformers looks for in the output folder while it saves is not in `.saving`."""
+    """What transformers looks for in the output folder while it saves is not in `_saving`."""
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
     every = {"eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 2, "per_device_eval_batch_size": 4}
     trainer = extended(model, tmp_path, **SETTINGS | best | every)
@@ -155,3 +188,7 @@ def test_not_every_trainer_and_not_every_setting(model, tmp_path):
         CheckpointCallback().attach(Other())
     with pytest.raises(ValueError, match="saves in the middle of an optimizer step"):
         extended(model, tmp_path, enable_jit_checkpoint=True)
+    trainer = extended(model, tmp_path, sync_ref_model=True, beta=0.1)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="sync_ref_model=True with FSDP"):
+        CheckpointCallback().attach(trainer)

@@ -16,6 +16,7 @@ import yaml
 from llamafactory.data.template import TEMPLATES
 
 from llamafactory_plugin import settings
+from tests.distributed.zero_runs import MISSING, with_deepspeed
 from tests.llamafactory_plugin.conftest import Workspace, model, quiet_environment, workspace  # noqa: F401
 from tests.llamafactory_plugin.prepared import prepare
 from tests.llamafactory_plugin.tiny import write_dataset
@@ -120,13 +121,13 @@ def run_module(workspace: Workspace, path: Path) -> None:  # noqa: F811
 
 
 @pytest.mark.slow
-def test_zero3_on_two_processes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    pytest.importorskip("deepspeed", reason="needs DeepSpeed (pip install .[deepspeed])")
+@pytest.mark.skipif(MISSING, reason="needs deepspeed (the extra [deepspeed], or DEEPSPEED_FOLDER)")
+def test_zero3_on_two_processes(workspace: Workspace) -> None:  # noqa: F811
     sizes = {"max_steps": 2, "grpo_max_completion_length": 8, "save_strategy": "no", "grpo_disable_report": True}
     # `use_cpu` would let DeepSpeed read a world size of 1.
     config = {"deepspeed": str(DEEPSPEED / "zero3.json"), "use_cpu": None}
     given = example(workspace, "full_zero3_grpo", gradient_accumulation_steps=1, **sizes, **config)
     path = workspace.folder / "zero3.yaml"
     path.write_text(yaml.safe_dump(given), encoding="utf-8")
-    workspace.cli(str(path), FORCE_TORCHRUN="1", NPROC_PER_NODE="2", DS_ACCELERATOR="cpu")
+    workspace.cli(str(path), FORCE_TORCHRUN="1", NPROC_PER_NODE="2", **with_deepspeed())
     assert len(workspace.completions()) == 32

@@ -57,6 +57,10 @@ BY_ATTRIBUTES: dict[str, dict[str, dict[str, Any]]] = {
         "training_args": {"fsdp": ["full_shard"]},
         "finetuning_args": {"reward_model": "elsewhere", "reward_model_type": "full"},
     },
+    "sync_ref_model": {
+        "training_args": {"fsdp": ["full_shard"]},
+        "finetuning_args": {"grpo_config": {"sync_ref_model": True}, "grpo_beta": 0.1, "finetuning_type": "full"},
+    },
     "use_cpu": {"training_args": {"fsdp": ["full_shard"], "use_cpu": True}},
     "pissa_init": {"finetuning_args": {"pissa_init": True, "grpo_beta": 0.1}},
 }

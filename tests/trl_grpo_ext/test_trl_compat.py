@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from trl_grpo_ext import config_kwargs, grpo_config_fields, prepare_model
-from trl_grpo_ext._compat import _repair_availability_flags
+from trl_grpo_ext._compat import _repair_availability_flags, read_onto_indexed_cpu
 
 AFTER_A_FAILED_IMPORT = """
 from transformers.utils import import_utils
@@ -87,3 +87,16 @@ def test_unknown_config_field_is_refused_by_name():
         ValueError, match=r"GRPOConfig of TRL \d+\.\d+.* 'num_generation', did you mean 'num_generations'"
     ):
         config_kwargs(beta=0.1, num_generation=4)
+
+
+def test_an_optimizer_is_read_onto_the_cpu_of_a_rank(tmp_path):
+    import torch
+
+    torch.save({"moments": torch.arange(3.0)}, tmp_path / "optimizer.pt")
+    read_onto_indexed_cpu()
+    read_onto_indexed_cpu()
+    for place in ("cpu:1", torch.device("cpu", 0)):
+        read = torch.load(tmp_path / "optimizer.pt", map_location=place, weights_only=True)["moments"]
+        assert read.device.type == "cpu" and read.tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(RuntimeError, match="restore data location"):
+        torch.load(tmp_path / "optimizer.pt", map_location="nowhere", weights_only=True)

@@ -40,7 +40,8 @@ def meaning(error: sqlite3.Error, name: str) -> ExperienceError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return LibraryLockedError(
-            f"{name}: another process holds the write lock. Nothing was stored; try again, or give a larger timeout."
+            f"{name}: another process holds the write lock, longer than this one waits. Nothing was stored. End that "
+            "process, then resume the run from its last checkpoint, or repeat the call; or give a larger timeout."
         )
     if code == sqlite3.SQLITE_FULL:
         return DiskFullError(f"{name}: the disk is full. The transaction was rolled back; make room and repeat it.")

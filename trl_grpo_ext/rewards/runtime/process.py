@@ -62,10 +62,12 @@ def _why(code: int) -> str:
         return "it started more processes than process_limit allows"
     if code == _TOO_MUCH_MEMORY:
         return "it used more memory than memory_limit allows"
-    if code == 128 + signal.SIGXCPU:
+    # The worker's signal, as the supervisor reports it, or the supervisor's own.
+    number = -code if code < 0 else code - 128
+    if number == signal.SIGXCPU:
         return "it used more CPU time than cpu_limit allows"
-    if code > 128:
-        return f"it was ended by signal {code - 128}"
+    if number > 0:
+        return f"it was ended by signal {number}"
     return f"it ended with exit code {code}"
 
 
