@@ -142,7 +142,7 @@ test-line-b-other: venv-b
 
 # Two environments at a time: an installation waits for the network and the disk half of its time.
 installed:
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target venv-a venv-b
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target venv-a venv-b venv-deepspeed
 
 # The cheapest checks first; then two parts at a time, the longest first, each printed when it is done.
 test: installed
