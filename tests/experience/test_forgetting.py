@@ -159,7 +159,7 @@ def test_a_checkpoint_from_before_the_history_is_gone_back_to_and_nothing_is_los
 
     def run(resume=None):
         callback = ExperienceCallback(library, dropout=0.3, seed=5)
-        saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+        saving = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
         trainer = make_trainer(tmp_path / "run", [callback], **saving)
         trainer.train(resume_from_checkpoint=resume)
         return trainer

@@ -11,7 +11,7 @@ _EVERY = 64
 # Forgetting reads what it keeps, so it waits until there is this much more than is kept.
 _SLACK = 1.25
 
-_TABLES = {"operations": "number", "groups": "version"}
+_TABLES = ("operations", "groups")
 
 
 def is_due(store: ExperienceStore, version: int, limit: int) -> bool:
@@ -25,8 +25,8 @@ def is_due(store: ExperienceStore, version: int, limit: int) -> bool:
 def newest_horizon(store: ExperienceStore, limit: int) -> int:
     """Return the first version after which there are at most `limit` operations and as many groups."""
     found = [
-        store.value(f"SELECT version FROM {table} ORDER BY {column} DESC LIMIT 1 OFFSET ?", (limit,))
-        for table, column in _TABLES.items()
+        store.value(f"SELECT version FROM {table} ORDER BY version DESC LIMIT 1 OFFSET ?", (limit,))
+        for table in _TABLES
     ]
     return max(version or 0 for version in found)
 
