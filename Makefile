@@ -18,6 +18,9 @@ PLUGIN_TESTS = tests/llamafactory_plugin
 CORE_TESTS = tests/trl_grpo_ext
 OTHER_TESTS = $(filter-out $(PLUGIN_TESTS) $(CORE_TESTS) tests/__pycache__, \
 	$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
+# No file of these names TRL or transformers, but for ON_BOTH_LINES: `make test` runs them on line A only.
+LINE_A_IS_ENOUGH = $(if $(filter or,$(FAST)),,tests/fuzz tests/serving tests/training_free)
+ON_BOTH_LINES = $(if $(LINE_A_IS_ENOUGH),tests/training_free/test_backend_transformers.py)
 # What touches private names of transformers and TRL: run on transformers 4.57.6 as well.
 CONTRACT_TESTS = tests/contract $(wildcard tests/*/test_contract*.py) \
 	tests/llamafactory_plugin/test_silent_wrongs.py \
@@ -138,7 +141,7 @@ test-line-b-core: venv-b
 	$(LINE_B) $(CORE_TESTS)
 
 test-line-b-other: venv-b
-	$(LINE_B) $(filter-out tests/board,$(OTHER_TESTS))
+	$(LINE_B) $(filter-out tests/board $(LINE_A_IS_ENOUGH),$(OTHER_TESTS)) $(ON_BOTH_LINES)
 
 # Two environments at a time: an installation waits for the network and the disk half of its time.
 installed:
