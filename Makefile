@@ -147,11 +147,10 @@ test-line-b-other: venv-b
 installed:
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target venv-a venv-b venv-deepspeed
 
-# The cheapest checks first; then two parts at a time, the longest first, each printed when it is done.
+# Two at a time, each printed when it is done: the cheapest checks first, then the longest part first.
 test: installed
-	@$(MAKE) --no-print-directory --keep-going lint types
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target FAST='$(FAST)' \
-		test-line-a-other test-line-a-plugin test-line-b-other test-line-b-core test-line-a-core test-contract
+		lint types test-line-a-other test-line-a-plugin test-line-b-other test-line-b-core test-line-a-core test-contract
 
 test-all: FAST = slow or not slow
 test-all: test
